@@ -1,0 +1,75 @@
+"""Errors that a person reads, and the flags that say why a slide could not be scored or should be looked at."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Literal
+
+Stain = Literal["he", "ki67"]
+
+STAIN_NAMES: dict[str, str] = {"he": "H&E", "ki67": "Ki-67"}
+
+
+class Flag(StrEnum):
+    """Every named quality finding on a slide."""
+
+    MISSING_FILE = "missing_file"
+    UNREADABLE = "unreadable"
+    NO_MPP = "no_mpp"
+    IMPLAUSIBLE_MPP = "implausible_mpp"
+    NO_TISSUE = "no_tissue"
+    WRONG_STAIN = "wrong_stain"
+    STAIN_UNCERTAIN = "stain_uncertain"
+    OUT_OF_FOCUS = "out_of_focus"
+    PEN_MARK = "pen_mark"
+    NO_HE = "no_he"
+    NO_KI67 = "no_ki67"
+    REGISTRATION_REJECTED = "registration_rejected"
+    REGISTRATION_DOUBTFUL = "registration_doubtful"
+    TUMOR_FROM_KI67 = "tumor_from_ki67"
+    NO_TUMOR = "no_tumor"
+    NO_NUCLEI = "no_nuclei"
+    FEWER_THAN_500_NUCLEI = "fewer_than_500_nuclei"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One flag raised on a slide, with the sentence that explains it to a person.
+
+    ``message`` names the slide, the value and the remedy, and never a file path: it travels into reports.
+    """
+
+    flag: Flag
+    message: str
+    stain: Stain | None = None
+
+    def to_json(self) -> dict[str, str | None]:
+        """The finding as plain JSON values."""
+        return asdict(self) | {"flag": self.flag.value}
+
+    @classmethod
+    def from_json(cls, record: dict[str, str | None]) -> Finding:
+        """The finding that ``to_json`` wrote."""
+        stain = record.get("stain")
+        return cls(
+            flag=Flag(record["flag"]),
+            message=str(record["message"]),
+            stain=None if stain is None else ("he" if stain == "he" else "ki67"),
+        )
+
+
+class Ki67Error(Exception):
+    """Base of every error this package raises on purpose: one sentence that names the value and the remedy."""
+
+
+class SlideError(Ki67Error):
+    """A slide that cannot be used; it becomes a row with a flag, never a crash of the cohort."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.message)
+        self.finding = finding
+
+
+class ConfigError(Ki67Error):
+    """A mistake in the sample sheet or the configuration; no job starts."""
