@@ -1,0 +1,268 @@
+"""From a section's nuclei and layout to pixels: amounts of stain first, then colours by the law of Beer and Lambert."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from ki67.phantom.layout import Site, fat_wall_um
+from ki67.phantom.look import Look
+from ki67.phantom.nuclei import Nuclei, Section, Window, place_nuclei
+from ki67.phantom.textures import (
+    FIBRE_MPP,
+    GRAIN_MPP,
+    Floats,
+    fibre_texture,
+    grain_texture,
+    mottle_texture,
+    sample_texture,
+)
+
+GRID_UM = 4.0
+"""The layout is asked every so many microns and interpolated in between."""
+
+_HALO_PX = 12
+
+
+@dataclass(frozen=True)
+class Painting:
+    """A painted window.
+
+    Attributes
+    ----------
+    rgb
+        uint8 ``(height, width, 3)``.
+    labels
+        int32 ``(height, width)``: 0, or 1 + index of the nucleus in ``nuclei`` that is seen there.
+    nuclei
+        All nuclei of the window and a little around it.
+    nest_um
+        float32 ``(height, width)``: signed distance to the edge of the tumour, positive inside it.
+    """
+
+    rgb: NDArray[np.uint8]
+    labels: NDArray[np.int32]
+    nuclei: Nuclei
+    nest_um: Floats
+
+
+@dataclass(frozen=True)
+class _Canvas:
+    """A window with its pixels and a halo around them that blurring needs."""
+
+    window: Window
+    width_px: int
+    height_px: int
+    mpp: float
+
+    def upsample(self, coarse: NDArray[np.floating]) -> Floats:
+        """Values on the layout's grid (one grid step beyond the window on every side) at every pixel, bilinear."""
+        scale = self.mpp / GRID_UM
+        matrix = np.array([[scale, 0, scale / 2 + 0.5], [0, scale, scale / 2 + 0.5]], dtype=np.float64)
+        return np.asarray(
+            cv2.warpAffine(
+                coarse.astype(np.float32),
+                matrix,
+                (self.width_px, self.height_px),
+                flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                borderMode=cv2.BORDER_REPLICATE,
+            )
+        )
+
+    def grid(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Section coordinates of the layout's grid points."""
+        columns = np.arange(-0.5, self.width_px * self.mpp / GRID_UM + 1.5) * GRID_UM + self.window.x_um
+        rows = np.arange(-0.5, self.height_px * self.mpp / GRID_UM + 1.5) * GRID_UM + self.window.y_um
+        x, y = np.meshgrid(columns, rows)
+        return x, y
+
+
+def paint(section: Section, x_um: float, y_um: float, width_px: int, height_px: int, mpp: float) -> Painting:
+    """Paint a window of a section; windows that touch fit together without a seam.
+
+    Parameters
+    ----------
+    x_um, y_um
+        Top-left corner in the section's frame; a whole number of pixels where windows must fit together.
+    """
+    halo = _HALO_PX * mpp
+    window = Window(x_um - halo, y_um - halo, (width_px + 2 * _HALO_PX) * mpp, (height_px + 2 * _HALO_PX) * mpp)
+    canvas = _Canvas(window, width_px + 2 * _HALO_PX, height_px + 2 * _HALO_PX, mpp)
+    grid_x, grid_y = canvas.grid()
+    site = section.site(grid_x, grid_y)
+    nuclei = place_nuclei(section, window)
+    amounts, labels, nest = _amounts(section, canvas, site, nuclei)
+    rgb = _expose(amounts, section.look, mpp, (round(y_um / mpp), round(x_um / mpp)))
+    inner = np.s_[_HALO_PX:-_HALO_PX, _HALO_PX:-_HALO_PX]
+    return Painting(
+        np.ascontiguousarray(rgb[inner]), np.ascontiguousarray(labels[inner]), nuclei, np.ascontiguousarray(nest[inner])
+    )
+
+
+def _amounts(
+    section: Section, canvas: _Canvas, site: Site, nuclei: Nuclei
+) -> tuple[Floats, NDArray[np.int32], Floats]:
+    """Hematoxylin, eosin and DAB ``(height, width, 3)``, the label image, and the distance to the tumour's edge."""
+    look = section.look
+    shape = (canvas.height_px, canvas.width_px)
+    nest = canvas.upsample(site.nest_um)
+    hematoxylin, dab, cells = (np.zeros(shape, dtype=np.float32) for _ in range(3))
+    labels = np.zeros(shape, dtype=np.int32)
+    if len(nuclei):
+        _paint_nuclei(
+            ((nuclei.x_um - canvas.window.x_um) / canvas.mpp).astype(np.float32),
+            ((nuclei.y_um - canvas.window.y_um) / canvas.mpp).astype(np.float32),
+            nuclei.semi_major_um,
+            nuclei.semi_minor_um,
+            nuclei.angle,
+            nuclei.harmonics,
+            nuclei.hematoxylin,
+            nuclei.dab,
+            nuclei.vesicular,
+            nuclei.chromatin,
+            nuclei.rim,
+            nuclei.edge_um,
+            nuclei.cytoplasm_um,
+            nuclei.nucleoli,
+            nuclei.texture,
+            grain_texture(),
+            hematoxylin,
+            dab,
+            cells,
+            labels,
+            canvas.mpp,
+        )
+    stroma, cytoplasm, present = _ground(section, canvas, site, nest, cells)
+    amounts = np.empty((*shape, 3), dtype=np.float32)
+    for channel, nuclear in enumerate((hematoxylin, None, dab)):
+        plane = look.stroma_amounts[channel] * stroma
+        plane += look.cytoplasm_amounts[channel] * cytoplasm
+        plane += look.ground_amounts[channel]
+        plane *= present
+        if nuclear is not None:
+            plane += nuclear
+        amounts[..., channel] = plane
+    return amounts, labels, nest
+
+
+def _ramp(values: Floats, low: float, high: float) -> Floats:
+    """0 below ``low``, 1 above ``high``, straight in between."""
+    return np.clip((values - np.float32(low)) * np.float32(1 / (high - low)), 0, 1)
+
+
+def _ground(section: Section, canvas: _Canvas, site: Site, nest: Floats, cells: Floats) -> tuple[Floats, Floats, Floats]:
+    """Collagen, cytoplasm, and where there is tissue at all, each ``(height, width)`` from 0 to about 1.5."""
+    look = section.look
+    along, across = canvas.upsample(site.fibre_x_um), canvas.upsample(site.fibre_y_um)
+    along /= FIBRE_MPP
+    across /= FIBRE_MPP
+    fibre = sample_texture(fibre_texture(), along, across)
+    mottle = sample_texture(mottle_texture(), across, along)
+    inside = _ramp(nest, -1.5, 1.5)
+    stroma = np.maximum(0.85 + 0.32 * look.fibre * fibre + 0.12 * mottle, 0)
+    stroma *= 1 - look.cleft * _ramp(fibre + 0.5 * mottle, -0.9, -2.0)
+    stroma *= 1 - inside
+    cytoplasm = (0.45 + 0.75 * cells + 0.13 * mottle) * inside
+    edge = canvas.upsample(np.minimum(site.tissue_um, -site.lumen_um))
+    edge += 1.2 * mottle
+    present = _ramp(edge, -0.7, 0.7)
+    if site.fat.max() > 0:
+        _melt_fat(section, canvas, site, present)
+    return stroma, cytoplasm, present
+
+
+def _melt_fat(section: Section, canvas: _Canvas, site: Site, present: Floats) -> None:
+    """Empty the inside of fat cells, in place."""
+    grid = section.layout_points(*canvas.grid())
+    x, y = (canvas.upsample(values) for values in grid)
+    wall = fat_wall_um(x, y)
+    present *= 1 - canvas.upsample(site.fat) * _ramp(wall, 1.3, 2.3)
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _paint_nuclei(  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    x_px, y_px, semi_major_um, semi_minor_um, angle, harmonics, nuclear_hematoxylin, nuclear_dab, vesicular, chromatin,
+    rim, edge_um, cytoplasm_um, nucleoli, texture, grain, hematoxylin, dab, cells, labels, mpp,
+):  # fmt: skip
+    """Add every nucleus to the maps of hematoxylin, DAB, cell bodies and labels, in place; later ones lie on top."""
+    height, width = hematoxylin.shape
+    grain_size = grain.shape[0]
+    grain_scale = mpp / GRAIN_MPP
+    for index in range(len(x_px)):
+        major, minor = semi_major_um[index] / mpp, semi_minor_um[index] / mpp
+        soft = max(edge_um[index] / mpp, 0.8)
+        body = cytoplasm_um[index] / mpp
+        reach = major * 1.2 + max(soft, body)
+        cosine, sine = np.cos(angle[index]), np.sin(angle[index])
+        mean_radius = np.sqrt(major * minor)
+        half_minor = 0.5 * (minor + mean_radius)
+        waves = harmonics[index]
+        for row in range(max(0, int(y_px[index] - reach)), min(height, int(y_px[index] + reach) + 2)):
+            for column in range(max(0, int(x_px[index] - reach)), min(width, int(x_px[index] + reach) + 2)):
+                dx, dy = column + 0.5 - x_px[index], row + 0.5 - y_px[index]
+                u = (cosine * dx + sine * dy) / major
+                v = (cosine * dy - sine * dx) / minor
+                rho = np.sqrt(u * u + v * v) + 1e-6
+                c1, s1 = u / rho, v / rho
+                c2, s2 = c1 * c1 - s1 * s1, 2 * c1 * s1
+                c3, s3 = c2 * c1 - s2 * s1, s2 * c1 + c2 * s1
+                c4, s4 = c2 * c2 - s2 * s2, 2 * c2 * s2
+                c5, s5 = c4 * c1 - s4 * s1, s4 * c1 + c4 * s1
+                radius = 1 + waves[0] * c2 + waves[1] * s2 + waves[2] * c3 + waves[3] * s3
+                radius += waves[4] * c4 + waves[5] * s4 + waves[6] * c5 + waves[7] * s5
+                rho /= radius
+                # Distance to the outline along the ray; for flat nuclei the short axis counts more near their sides.
+                depth = (1 - rho) * half_minor
+                if body > 0 and depth > -body:
+                    cell = 1 + min(depth, 0.0) / body
+                    cell = cell * (2 - cell)
+                    if cell > cells[row, column]:
+                        cells[row, column] = cell
+                cover = depth / soft + 0.5
+                if cover <= 0:
+                    continue
+                cover = min(cover, 1.0)
+                clump = grain[
+                    int(row * grain_scale + texture[index, 1]) % grain_size,
+                    int(column * grain_scale + texture[index, 0]) % grain_size,
+                ]
+                shell = (rho - 0.86) * 7
+                value = 1 + rim[index] / (1 + shell * shell) - vesicular[index] * max(0.0, 1 - rho * rho)
+                structure = chromatin[index] * clump
+                spots = np.float32(0)
+                for which in range(nucleoli.shape[1]):
+                    if nucleoli[index, which, 3] > 0:
+                        spot_u = (u - nucleoli[index, which, 0]) * major * mpp / nucleoli[index, which, 2]
+                        spot_v = (v - nucleoli[index, which, 1]) * minor * mpp / nucleoli[index, which, 2]
+                        spots += nucleoli[index, which, 3] * max(0.0, 1 - spot_u * spot_u - spot_v * spot_v)
+                blue = nuclear_hematoxylin[index] * cover * max(0.15, value + structure + spots)
+                brown = nuclear_dab[index] * cover * max(0.2, 0.7 + 0.3 * value + 0.9 * structure + 0.6 * spots)
+                old = hematoxylin[row, column]
+                hematoxylin[row, column] = max(old, blue) + 0.35 * min(old, blue)
+                old = dab[row, column]
+                dab[row, column] = max(old, brown) + 0.35 * min(old, brown)
+                if cover > 0.5:
+                    labels[row, column] = index + 1
+
+
+def _expose(amounts: Floats, look: Look, mpp: float, place: tuple[int, int]) -> NDArray[np.uint8]:
+    """What the scanner makes of the amounts of stain: focus, colours, sharpening, noise."""
+    focused = cv2.GaussianBlur(amounts, (0, 0), max(look.blur_um / mpp, 0.3))
+    vectors = np.array([look.hematoxylin_vector, look.eosin_vector, look.dab_vector], dtype=np.float32)
+    density = cv2.transform(focused, (-np.log(10) * vectors.T).astype(np.float32))
+    light = cv2.exp(density)
+    light *= np.array(look.white, dtype=np.float32)
+    if look.sharpening > 0:
+        light = cv2.addWeighted(light, 1 + look.sharpening, cv2.GaussianBlur(light, (0, 0), 1.0), -look.sharpening, 0)
+    light += look.noise * _camera_noise(light.shape[0], light.shape[1], place)
+    return np.clip(light + 0.5, 0, 255).astype(np.uint8)
+
+
+def _camera_noise(height: int, width: int, place: tuple[int, int]) -> Floats:
+    """Noise of the camera ``(height, width, 3)``, seeded by the place of the window."""
+    rng = np.random.Generator(np.random.SFC64([abs(place[0]), abs(place[1])]))
+    return rng.standard_normal((height, width, 3), dtype=np.float32)

@@ -1,0 +1,1 @@
+"""Training of the networks: datasets on disk, datasets drawn by the painter, targets, augmentation, and the loop."""
