@@ -1,0 +1,28 @@
+rule check:
+    input:
+        he=slide_file("he"),
+        ki67=slide_file("ki67"),
+    output:
+        check="results/{slide}/check.json",
+        tissue_he="results/{slide}/tissue_he.png",
+        tissue_ki67="results/{slide}/tissue_ki67.png",
+        thumbnail_he="results/{slide}/thumbnail_he.jpg",
+        thumbnail_ki67="results/{slide}/thumbnail_ki67.jpg",
+    log:
+        "logs/check/{slide}.log",
+    benchmark:
+        "logs/check/{slide}.tsv"
+    conda:
+        "../../envs/registration.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=30,
+    params:
+        stains=lambda wildcards: sorted(slide_row(wildcards).files),
+        mpp=lambda wildcards: slide_row(wildcards).mpp,
+        companions=companions_digest,
+        settings=SETTINGS["check"],
+        code=lambda wildcards: code_of("check.py"),
+    script:
+        "../scripts/check.py"

@@ -1,0 +1,39 @@
+rule cohort:
+    input:
+        indices=expand("results/{slide}/ki67.json", slide=SLIDES),
+    output:
+        cohort=report(
+            "results/cohort/cohort.csv",
+            caption="../report/cohort.rst",
+            category="Cohort",
+            labels={"table": "slides"},
+        ),
+        patients=report(
+            "results/cohort/patients.csv",
+            caption="../report/patients.rst",
+            category="Cohort",
+            labels={"table": "patients"},
+        ),
+        store=directory("results/cohort/cohort.zarr"),
+        overview=report(
+            "results/cohort/overview.png",
+            caption="../report/overview.rst",
+            category="Cohort",
+            labels={"table": "overview"},
+        ),
+    log:
+        "logs/cohort/cohort.log",
+    benchmark:
+        "logs/cohort/cohort.tsv"
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=60,
+    params:
+        slides=list(SLIDES),
+        settings=SETTINGS["index"],
+        code=lambda wildcards: code_of("cohort.py"),
+    script:
+        "../scripts/cohort.py"

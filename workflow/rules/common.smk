@@ -1,0 +1,179 @@
+"""What the rules share: the checked settings and sample sheet, and where the files of a slide are."""
+
+import hashlib
+import os
+from functools import cache
+from pathlib import Path
+
+import yaml
+from snakemake.exceptions import WorkflowError
+
+from ki67.errors import ConfigError
+from ki67.provenance import code_digest
+from ki67.sheet import (
+    SlideRow,
+    check_settings,
+    decode_sheet,
+    missing_file_sentence,
+    read_rows,
+    with_defaults,
+)
+
+# Everything that comes with the workflow is found from this file, so that it can run with --directory or as a module.
+ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).resolve().parents[1]
+
+
+def load_yaml(path: str) -> dict:
+    return yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+
+
+def load_settings() -> dict:
+    """The settings with the defaults for what they lack; in the main process only, they are checked as well."""
+    settings = with_defaults(config, load_yaml("config/config.yaml"))
+    if workflow.is_main_process:
+        check_settings(settings, load_yaml("workflow/schemas/config.schema.yaml"))
+    return settings
+
+
+def find_sheet(name: str) -> Path:
+    """The sample sheet as seen from the working directory, else from the folder of the workflow."""
+    for path in (Path(name), ROOT / name):
+        if path.is_file():
+            return path
+    raise ConfigError(f"there is no sample sheet {name}; set slides to the path of one (--config slides=PATH)")
+
+
+def load_slides() -> dict[str, SlideRow]:
+    schema = load_yaml("workflow/schemas/slides.schema.yaml")
+    text = decode_sheet(SHEET.read_bytes(), name=SHEET_NAME)
+    rows = read_rows(text, schema, name=SHEET_NAME, check=workflow.is_main_process)
+    return {row.slide: row for row in rows}
+
+
+@cache
+def located(path: str) -> str | None:
+    """A file of the sheet: relative paths count from the sheet's folder, or else from the working directory."""
+    for candidate in (SHEET.parent / path, Path(path)):
+        if candidate.is_file():
+            return os.path.relpath(candidate) if not Path(path).is_absolute() else path
+    return None
+
+
+def check_all_present() -> None:
+    """With ``on_missing: stop``, a file that is absent stops the run before any job."""
+    for row in SLIDES.values():
+        columns = row.files | {f"roi_{stain}": path for stain, path in row.regions.items()}
+        for column, path in columns.items():
+            if located(path) is None:
+                raise ConfigError(missing_file_sentence(row, column, path, name=SHEET_NAME))
+
+
+def slide_row(wildcards) -> SlideRow:
+    if wildcards.slide not in SLIDES:
+        raise WorkflowError(f"there is no slide {wildcards.slide} in {SHEET_NAME}")
+    return SLIDES[wildcards.slide]
+
+
+def slide_file(stain: str):
+    """The slide's file where it exists. An absent one is no input, so that the slide becomes a flagged row."""
+    return lambda wildcards: located(slide_row(wildcards).files.get(stain, "")) or []
+
+
+def region_file(stain: str):
+    return lambda wildcards: located(slide_row(wildcards).regions.get(stain, "")) or []
+
+
+def companions_digest(wildcards) -> str:
+    """Names, sizes and times of the further files of slides that consist of many; their content would take too long."""
+    files = [located(path) for path in slide_row(wildcards).files.values()]
+    several = [file for file in files if file and Path(file).suffix.lower() in {".mrxs", ".vms", ".vmu", ".dcm"}]
+    if not several:
+        return "none"
+    from ki67.slides import companion_files  # slow to import, and few cohorts have such slides
+
+    found = [companion for file in several for companion in companion_files(file)]
+    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found]
+    return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
+
+
+@cache
+def code_of(script: str) -> str:
+    """Digest of a script and all modules of ki67/ it can import: a change in one of them is a reason to run again."""
+    return code_digest(ROOT / "workflow" / "scripts" / script, ROOT)
+
+
+def model_file(network: str) -> str:
+    """model.json of a network; it holds the digest of the weights, so that its content stands for both.
+
+    A bare name is a folder of resources/models, anything with a slash a folder seen from the working directory. The
+    latter is made absolute, as a relative one would tie scoring to the rules that train.
+    """
+    name = SETTINGS["models"][network]
+    shipped = ROOT / "resources" / "models" / name
+    folder = os.path.relpath(shipped) if Path(name).name == name else os.path.abspath(name)
+    for file in ("model.json", "weights.safetensors"):
+        if not os.path.isfile(f"{folder}/{file}"):
+            raise WorkflowError(
+                f"models.{network} is {name}, but {folder} holds no {file}; name a folder of resources/models or train "
+                f"one with: snakemake train_{network}"
+            )
+    return f"{folder}/model.json"
+
+
+def tumor_zarr(path: str):
+    """A tumour mask on disk; with ``keep: tables`` it goes when the last stage has read it."""
+    return temp(directory(path)) if SETTINGS["keep"] == "tables" else directory(path)
+
+
+def network_settings(section: str) -> dict:
+    return SETTINGS[section] | SETTINGS["network"]
+
+
+def gpus_wanted() -> int:
+    """How many GPUs a job with a network asks for, one where the settings or this machine have any."""
+    if SETTINGS["network"]["device"] == "auto":
+        return int(any(Path(os.devnull).parent.glob("nvidia[0-9]*")))
+    return int(SETTINGS["network"]["device"] != "cpu")
+
+
+def training_datasets(wildcards) -> list[str]:
+    """Folders a network learns from: those of the settings, and the fields the project draws."""
+    settings = SETTINGS["train"][wildcards.network]
+    for folder in settings["datasets"]:
+        if not os.path.isfile(f"{folder}/dataset.yaml"):
+            raise WorkflowError(f"train.{wildcards.network}.datasets names {folder}, which holds no dataset.yaml")
+    drawn = [f"training/drawn/{wildcards.network}"] if settings["drawn"]["count"] else []
+    return [*settings["datasets"], *drawn]
+
+
+def training_settings(network: str) -> dict:
+    settings = SETTINGS["train"][network]
+    return {
+        "steps": settings["steps"],
+        "batch_size": settings["batch_size"],
+        "encoder_weights": SETTINGS["train"]["encoder_weights"],
+        "device": SETTINGS["network"]["device"],
+    }
+
+
+def cohort_files(wildcards) -> list[str]:
+    if not SLIDES:
+        raise WorkflowError(f"{SHEET_NAME} lists no slide yet; add a row for each (see config/README.md)")
+    return [f"results/cohort/{name}" for name in ("cohort.csv", "patients.csv", "cohort.zarr", "overview.png")]
+
+
+wildcard_constraints:
+    slide=r"[A-Za-z0-9][A-Za-z0-9._-]*",
+    network=r"tumor_he|tumor_ki67|nuclei",
+
+
+# A mistake of the sheet or the settings is one sentence for a person, without a traceback.
+try:
+    SETTINGS = load_settings()
+    SHEET_NAME = SETTINGS["slides"]
+    SHEET = find_sheet(SHEET_NAME)
+    SLIDES = load_slides()
+    if workflow.is_main_process and SETTINGS["on_missing"] == "stop":
+        check_all_present()
+except ConfigError as error:
+    raise WorkflowError(str(error)) from None

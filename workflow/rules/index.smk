@@ -1,0 +1,44 @@
+rule index:
+    input:
+        check="results/{slide}/check.json",
+        tumor_he_record="results/{slide}/tumor_he.json",
+        transform="results/{slide}/transform.json",
+        transfer_record="results/{slide}/transfer.json",
+        nuclei_record="results/{slide}/nuclei.json",
+        nuclei="results/{slide}/nuclei.parquet",
+        tumor="results/{slide}/tumor_ki67.ome.zarr",
+        ki67=slide_file("ki67"),
+    output:
+        index="results/{slide}/ki67.json",
+        store=directory("results/{slide}/ki67.zarr"),
+        overlay=report(
+            "results/{slide}/overlay.png",
+            caption="../report/overlay.rst",
+            category="Slides",
+            subcategory="{slide}",
+            labels={"picture": "tumour and nuclei"},
+        ),
+        fields=report(
+            "results/{slide}/fields.png",
+            caption="../report/fields.rst",
+            category="Slides",
+            subcategory="{slide}",
+            labels={"picture": "counted nuclei"},
+        ),
+    log:
+        "logs/index/{slide}.log",
+    benchmark:
+        "logs/index/{slide}.tsv"
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards, attempt: 6000 * attempt,
+        runtime=60,
+    params:
+        patient=lambda wildcards: slide_row(wildcards).patient,
+        references=lambda wildcards: slide_row(wildcards).references,
+        settings=SETTINGS["index"],
+        code=lambda wildcards: code_of("index.py"),
+    script:
+        "../scripts/index.py"

@@ -1,0 +1,31 @@
+rule register:
+    input:
+        check="results/{slide}/check.json",
+        tissue_he="results/{slide}/tissue_he.png",
+        tissue_ki67="results/{slide}/tissue_ki67.png",
+        he=slide_file("he"),
+        ki67=slide_file("ki67"),
+    output:
+        transform="results/{slide}/transform.json",
+        picture=report(
+            "results/{slide}/registration.png",
+            caption="../report/registration.rst",
+            category="Slides",
+            subcategory="{slide}",
+            labels={"picture": "registration"},
+        ),
+    log:
+        "logs/register/{slide}.log",
+    benchmark:
+        "logs/register/{slide}.tsv"
+    conda:
+        "../../envs/registration.yaml"
+    threads: 2
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=60,
+    params:
+        settings=SETTINGS["register"],
+        code=lambda wildcards: code_of("register.py"),
+    script:
+        "../scripts/register.py"

@@ -1,0 +1,65 @@
+rule draw_fields:
+    output:
+        fields=directory("training/drawn/{network}"),
+    log:
+        "logs/draw_fields/{network}.log",
+    benchmark:
+        "logs/draw_fields/{network}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 8
+    resources:
+        mem_mb=8000,
+        runtime=120,
+    params:
+        drawn=lambda wildcards: SETTINGS["train"][wildcards.network]["drawn"],
+    script:
+        "../scripts/draw_fields.py"
+
+
+rule train:
+    input:
+        datasets=training_datasets,
+    output:
+        weights="training/{network}/weights.safetensors",
+        model="training/{network}/model.json",
+        card="training/{network}/card.md",
+        curve="training/{network}/curve.png",
+    log:
+        "logs/train/{network}.log",
+    benchmark:
+        "logs/train/{network}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 16
+    resources:
+        mem_mb=16000,
+        runtime=1440,
+        gpu=gpus_wanted(),
+    params:
+        checkpoint="training/checkpoints/{network}.pt",
+        settings=lambda wildcards: training_settings(wildcards.network),
+        code=lambda wildcards: code_of("train.py"),
+    script:
+        "../scripts/train.py"
+
+
+rule train_tumor_he:
+    input:
+        "training/tumor_he/weights.safetensors",
+
+
+rule train_tumor_ki67:
+    input:
+        "training/tumor_ki67/weights.safetensors",
+
+
+rule train_tumor:
+    input:
+        rules.train_tumor_he.input,
+        rules.train_tumor_ki67.input,
+
+
+rule train_nuclei:
+    input:
+        "training/nuclei/weights.safetensors",

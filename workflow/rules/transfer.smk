@@ -1,0 +1,32 @@
+rule transfer:
+    input:
+        check="results/{slide}/check.json",
+        tissue="results/{slide}/tissue_ki67.png",
+        transform="results/{slide}/transform.json",
+        tumor_he="results/{slide}/tumor_he.ome.zarr",
+        tumor_he_record="results/{slide}/tumor_he.json",
+        ki67=slide_file("ki67"),
+        roi_he=region_file("he"),
+        roi_ki67=region_file("ki67"),
+        model=lambda wildcards: model_file("tumor_ki67"),
+    output:
+        tumor=tumor_zarr("results/{slide}/tumor_ki67.ome.zarr"),
+        record="results/{slide}/transfer.json",
+    log:
+        "logs/transfer/{slide}.log",
+    benchmark:
+        "logs/transfer/{slide}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 8
+    resources:
+        mem_mb=lambda wildcards, attempt: 6000 * attempt,
+        runtime=240,
+        gpu=gpus_wanted(),
+    params:
+        regions=lambda wildcards: sorted(slide_row(wildcards).regions),
+        settings=network_settings("tumor"),
+        keep_probability=SETTINGS["keep"] == "probabilities",
+        code=lambda wildcards: code_of("transfer.py"),
+    script:
+        "../scripts/transfer.py"

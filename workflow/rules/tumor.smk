@@ -1,0 +1,26 @@
+rule tumor:
+    input:
+        check="results/{slide}/check.json",
+        tissue="results/{slide}/tissue_he.png",
+        he=slide_file("he"),
+        model=lambda wildcards: model_file("tumor_he"),
+    output:
+        tumor=tumor_zarr("results/{slide}/tumor_he.ome.zarr"),
+        record="results/{slide}/tumor_he.json",
+    log:
+        "logs/tumor/{slide}.log",
+    benchmark:
+        "logs/tumor/{slide}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 8
+    resources:
+        mem_mb=lambda wildcards, attempt: 6000 * attempt,
+        runtime=240,
+        gpu=gpus_wanted(),
+    params:
+        settings=network_settings("tumor"),
+        keep_probability=SETTINGS["keep"] == "probabilities",
+        code=lambda wildcards: code_of("tumor.py"),
+    script:
+        "../scripts/tumor.py"
