@@ -14,8 +14,8 @@ Triple = tuple[float, float, float]
 # variants that scanners show); a look mixes two of a kind.
 HEMATOXYLIN_HE = ((0.65, 0.70, 0.29), (0.55, 0.77, 0.33), (0.68, 0.66, 0.31), (0.60, 0.73, 0.20))
 HEMATOXYLIN_KI67 = ((0.65, 0.70, 0.29), (0.82, 0.52, 0.22), (0.70, 0.60, 0.38), (0.76, 0.58, 0.30), (0.66, 0.66, 0.16))
-EOSIN = ((0.07, 0.99, 0.11), (0.10, 0.92, 0.30), (0.15, 0.90, 0.40), (0.05, 0.88, 0.20))
-DAB = ((0.27, 0.57, 0.78), (0.40, 0.58, 0.71), (0.20, 0.50, 0.84), (0.34, 0.60, 0.72), (0.48, 0.58, 0.66))
+EOSIN = ((0.07, 0.97, 0.22), (0.10, 0.92, 0.36), (0.16, 0.88, 0.45), (0.04, 0.84, 0.52), (0.18, 0.93, 0.30))
+DAB = ((0.27, 0.57, 0.78), (0.40, 0.58, 0.71), (0.20, 0.50, 0.84), (0.34, 0.60, 0.72), (0.30, 0.52, 0.80))
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Look:
         Their structure, 0 to 1.
     density
         Share of places in a nest that hold a nucleus.
+    stroma_density
+        The same in stroma, 1 as usual.
     cell_um
         Mean distance from nucleus to the cell border.
     fibre, cleft
@@ -68,6 +70,7 @@ class Look:
     rim: float
     nucleoli: float
     density: float
+    stroma_density: float
     cell_um: float
     fibre: float
     cleft: float
@@ -111,8 +114,8 @@ def random_look(rng: np.random.Generator, stain: Stain, *, stain_strength: float
     strength = _log_between(rng, 0.65, 1.5) if stain_strength is None else stain_strength
     if stain == "he":
         hematoxylin = _mixed(rng, HEMATOXYLIN_HE)
-        stroma = (_between(rng, 0.02, 0.10), _between(rng, 0.22, 0.55), 0.0)
-        cytoplasm = (_between(rng, 0.06, 0.26), _between(rng, 0.16, 0.42), 0.0)
+        stroma = (_between(rng, 0.02, 0.10), _between(rng, 0.15, 0.42), 0.0)
+        cytoplasm = (_between(rng, 0.05, 0.22), _between(rng, 0.12, 0.36), 0.0)
         ground = (_between(rng, 0.0, 0.05), _between(rng, 0.02, 0.10), 0.0)
     else:
         hematoxylin = _mixed(rng, HEMATOXYLIN_KI67)
@@ -127,25 +130,26 @@ def random_look(rng: np.random.Generator, stain: Stain, *, stain_strength: float
         eosin_vector=_mixed(rng, EOSIN),
         dab_vector=_mixed(rng, DAB),
         white=_white(rng),
-        nucleus_strength=strength * (_log_between(rng, 0.8, 1.25) if stain == "he" else _log_between(rng, 0.5, 1.2)),
+        nucleus_strength=strength * (_log_between(rng, 0.7, 1.15) if stain == "he" else _log_between(rng, 0.45, 1.15)),
         stroma_amounts=scaled[0],  # type: ignore[arg-type]
         cytoplasm_amounts=scaled[1],  # type: ignore[arg-type]
         ground_amounts=scaled[2],  # type: ignore[arg-type]
-        dab_median=strength * _log_between(rng, 0.45, 1.5),
+        dab_median=strength * _log_between(rng, 0.28, 1.25),
         dab_spread=_between(rng, 0.25, 0.65),
         nucleus_um=_between(rng, 8.8, 12.6),
         size_spread=_between(rng, 0.08, 0.24),
         elongation=_between(rng, 0.12, 0.55),
-        irregularity=_between(rng, 0.015, 0.06),
+        irregularity=_between(rng, 0.02, 0.07),
         vesicular=_between(rng, 0.0, 0.65),
-        chromatin=_between(rng, 0.08, 0.34),
+        chromatin=_between(rng, 0.12, 0.45),
         rim=_between(rng, 0.0, 0.6),
         nucleoli=_between(rng, 0.0, 1.0),
-        density=_between(rng, 0.72, 0.98),
+        density=_between(rng, 0.75, 1.0),
+        stroma_density=_log_between(rng, 0.4, 1.4),
         cell_um=_between(rng, 2.5, 6.0),
         fibre=_between(rng, 0.3, 0.9),
         cleft=_between(rng, 0.0, 0.8),
-        blur_um=_log_between(rng, 0.25, 0.75),
+        blur_um=_log_between(rng, 0.3, 0.95),
         noise=_between(rng, 0.5, 4.0),
         sharpening=_between(rng, 0.0, 0.8) * float(rng.random() < 0.6),
     )

@@ -23,6 +23,9 @@ POSITIVE_DAB = 0.17
 REACH_UM = 16.0
 """No nucleus, with its cytoplasm, reaches farther than this from its centre."""
 
+_INFLUENCE_UM = 42.0
+"""A place may decide, over its neighbours, about places as far away as this."""
+
 _CELL_PLACES = 12
 _RANDOMS = 40
 
@@ -148,7 +151,7 @@ def place_nuclei(section: Section, window: Window) -> Nuclei:
 
     Places come from jittered lattices whose cells are seeded one by one, so that neighbouring windows agree.
     """
-    area = window.grown(2 * REACH_UM)
+    area = window.grown(REACH_UM + _INFLUENCE_UM)
     spacing = _spacing_um(section.look)
     lattices = [_lattice(section, area, kind, spacing[kind]) for kind in (TUMOR, STROMA, LYMPHOCYTE)]
     places = _Places(*(np.concatenate(parts) for parts in zip(*map(_columns, lattices), strict=True)))
@@ -165,7 +168,7 @@ def _columns(places: _Places) -> tuple[NDArray[np.float64], NDArray[np.float64],
 
 def _spacing_um(look: Look) -> tuple[float, float, float]:
     """Distance between neighbouring places for each kind."""
-    return look.nucleus_um * 0.92 + 0.75 * look.cell_um, 13.0, 8.2
+    return look.nucleus_um * 0.78 + 0.62 * look.cell_um, 12.0, 7.2
 
 
 def _lattice(section: Section, window: Window, kind: int, spacing_um: float) -> _Places:
@@ -212,7 +215,7 @@ def _settle(section: Section, places: _Places) -> tuple[_Places, Site]:
             np.where(site.nest_um > 4.5, crowded, 0),
             np.where(site.nest_um < -4.5, 0.92 * site.lymphocytes + 0.012, 0.006 * (site.nest_um > 8)),
         ],
-        np.where(site.nest_um < -5, 0.42 * (1 - site.lymphocytes) * np.clip(1 + 0.5 * site.crowding, 0.15, 2), 0),
+        np.where(site.nest_um < -5, 0.36 * section.look.stroma_density * (1 - site.lymphocytes) * np.clip(1 + 0.5 * site.crowding, 0.15, 2), 0),
     )
     share = share * np.where(site.fat > 0.5, 0.12, 1) * solid
     settled = chance < share
@@ -233,25 +236,32 @@ def _site_at(section: Section, places: _Places) -> Site:
 
 
 def _without_crowding(places: _Places, look: Look) -> NDArray[np.bool_]:
-    """True where no place of higher rank is so near that the nuclei would lie on one another."""
+    """True for nuclei that do not lie on one another: of two rivals the one of higher rank stays.
+
+    Two rounds, so that places freed by a loser's loss are filled again; more would make far places matter.
+    """
     radius = np.array([0.5 * look.nucleus_um, 2.6, 3.0], dtype=np.float32)[places.kind]
-    keep = np.ones(len(places.x_um), dtype=bool)
-    if len(keep) == 0:
-        return keep
     points = np.column_stack([places.x_um, places.y_um])
-    pairs = cKDTree(points).query_pairs(1.7 * float(radius.max()), output_type="ndarray")
+    pairs = cKDTree(points).query_pairs(1.7 * float(radius.max(initial=1.0)), output_type="ndarray").reshape(-1, 2)
     first, second = pairs.T
     distance = np.hypot(*(points[first] - points[second]).T)
     # How much overlap is let through differs from pair to pair, so that some nuclei touch and some overlap.
-    tolerance = 0.60 + 0.22 * (places.randoms[first, 1] + places.randoms[second, 1])
+    tolerance = 0.62 + 0.24 * (places.randoms[first, 1] + places.randoms[second, 1])
     crowded = distance < tolerance * (radius[first] + radius[second])
     first, second = first[crowded], second[crowded]
     first_yields = places.randoms[first, 2] < places.randoms[second, 2]
-    keep[np.where(first_yields, first, second)] = False
-    return keep
+    loser, winner = np.where(first_yields, first, second), np.where(first_yields, second, first)
+    kept = np.ones(len(points), dtype=bool)
+    kept[loser] = False
+    free = ~kept
+    free[loser[kept[winner]]] = False
+    free[winner[kept[loser]]] = False
+    again = free.copy()
+    again[loser[free[winner]]] = False
+    return kept | again
 
 
-def _normal(first: Floats, second: Floats) -> Floats:
+def normal_numbers(first: Floats, second: Floats) -> Floats:
     """Standard normal numbers from two uniform ones (Box & Muller 1958)."""
     radius = np.sqrt(-2 * np.log(np.maximum(first, 1e-7)))
     return np.asarray(radius * np.cos(2 * np.pi * second), dtype=np.float32)
@@ -261,7 +271,7 @@ def _dress(section: Section, places: _Places, site: Site) -> Nuclei:
     """Give settled places their shape, structure and stain."""
     look, u, kind = section.look, places.randoms, places.kind
     tumor, lymphocyte = kind == TUMOR, kind == LYMPHOCYTE
-    normal = [_normal(u[:, index], u[:, index + 1]) for index in range(3, 15, 2)]
+    normal = [normal_numbers(u[:, index], u[:, index + 1]) for index in range(3, 15, 2)]
     size = np.select(
         [tumor, lymphocyte],
         [look.nucleus_um * np.exp(look.size_spread * normal[0]), 6.4 * np.exp(0.08 * normal[0])],
@@ -281,7 +291,7 @@ def _dress(section: Section, places: _Places, site: Site) -> Nuclei:
     angle = np.where(kind == STROMA, fibre, np.pi * u[:, 15])
     positive, dab = _brown(section, kind, site, u, normal[3])
     strength = np.select([tumor, lymphocyte], [0.52, 0.98], 0.72) * look.nucleus_strength
-    hematoxylin = strength * np.exp(0.24 * normal[4]) * (1 - 0.75 * dab / (dab + 0.5))
+    hematoxylin = strength * np.exp(0.24 * normal[4]) * unmasked_hematoxylin(dab)
     hyperchromatic = np.where(tumor & (u[:, 18] > 0.93), 1.6, 1.0)
     return Nuclei(
         x_um=places.x_um,
@@ -297,7 +307,7 @@ def _dress(section: Section, places: _Places, site: Site) -> Nuclei:
         vesicular=(np.where(tumor, look.vesicular, 0.1) * (0.4 + 0.9 * u[:, 19]) / hyperchromatic).astype(np.float32),
         chromatin=(np.where(lymphocyte, 1.1, 1.0) * look.chromatin * (0.5 + u[:, 20])).astype(np.float32),
         rim=(np.where(tumor, look.rim, 0.25 * look.rim) * (0.4 + 0.9 * u[:, 21])).astype(np.float32),
-        edge_um=(0.5 + 2.2 * np.clip(u[:, 22] - 0.82, 0, 1) ** 1.0 / 0.18 * 0.9).astype(np.float32),
+        edge_um=(0.7 + 0.8 * u[:, 20] + 12.0 * np.clip(u[:, 22] - 0.82, 0, 1)).astype(np.float32),
         cytoplasm_um=np.where(tumor, look.cell_um * (0.7 + 0.6 * u[:, 23]), 0).astype(np.float32),
         nucleoli=_nucleoli(look, tumor, u),
         texture=(u[:, 16:18] * 512).astype(np.float32),
@@ -346,11 +356,20 @@ def _brown(
         section.other_positive[0],
     )
     positive = u[:, 16] < share
-    strong = POSITIVE_DAB + 0.85 * section.look.dab_median * np.exp(section.look.dab_spread * normal)
-    weak = POSITIVE_DAB + 0.25 * u[:, 17]
-    dab = np.where(u[:, 18] < 0.14, weak, np.minimum(strong, 2.6))
-    faint = 0.33 * POSITIVE_DAB * u[:, 17] ** 3
-    return positive, np.where(positive, dab, faint).astype(np.float32)
+    return positive, dab_amounts(section.look, positive, normal, u[:, 17], u[:, 23])
+
+
+def dab_amounts(look: Look, positive: NDArray[np.bool_], normal: Floats, first: Floats, second: Floats) -> Floats:
+    """DAB in each nucleus from a normal and two uniform random numbers: tan to black if positive, next to none if not."""
+    strong = POSITIVE_DAB + look.dab_median * np.exp(look.dab_spread * normal)
+    weak = POSITIVE_DAB + 0.25 * first
+    faint = 0.33 * POSITIVE_DAB * first**3
+    return np.where(positive, np.where(second < 0.14, weak, np.minimum(strong, 2.6)), faint).astype(np.float32)
+
+
+def unmasked_hematoxylin(dab: Floats) -> Floats:
+    """Share of the hematoxylin that is still seen in a nucleus with this amount of DAB."""
+    return np.asarray(1 - 0.95 * dab / (dab + 0.13), dtype=np.float32)
 
 
 def positive_share(section: Section, hot: Floats) -> NDArray[np.float64]:

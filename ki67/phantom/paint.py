@@ -25,6 +25,9 @@ from ki67.phantom.textures import (
 GRID_UM = 4.0
 """The layout is asked every so many microns and interpolated in between."""
 
+STAMP_REACH = 1.5
+"""Pictures of nuclei reach so many semi-axes from the centre."""
+
 _HALO_PX = 12
 
 
@@ -81,13 +84,25 @@ class _Canvas:
         return x, y
 
 
-def paint(section: Section, x_um: float, y_um: float, width_px: int, height_px: int, mpp: float) -> Painting:
+def paint(
+    section: Section,
+    x_um: float,
+    y_um: float,
+    width_px: int,
+    height_px: int,
+    mpp: float,
+    *,
+    stamps: Floats | None = None,
+) -> Painting:
     """Paint a window of a section; windows that touch fit together without a seam.
 
     Parameters
     ----------
     x_um, y_um
         Top-left corner in the section's frame; a whole number of pixels where windows must fit together.
+    stamps
+        Pictures of nuclei to paint with instead of drawn structure, float32 ``(K, S, S, 2)``: amount of stain (about 1)
+        and cover (0 to 1) over -``STAMP_REACH`` to ``STAMP_REACH`` semi-axes, long axis along x.
     """
     halo = _HALO_PX * mpp
     window = Window(x_um - halo, y_um - halo, (width_px + 2 * _HALO_PX) * mpp, (height_px + 2 * _HALO_PX) * mpp)
@@ -95,8 +110,8 @@ def paint(section: Section, x_um: float, y_um: float, width_px: int, height_px: 
     grid_x, grid_y = canvas.grid()
     site = section.site(grid_x, grid_y)
     nuclei = place_nuclei(section, window)
-    amounts, labels, nest = _amounts(section, canvas, site, nuclei)
-    rgb = _expose(amounts, section.look, mpp, (round(y_um / mpp), round(x_um / mpp)))
+    amounts, labels, nest = _amounts(section, canvas, site, nuclei, stamps)
+    rgb = expose(amounts, section.look, mpp, (round(y_um / mpp), round(x_um / mpp)))
     inner = np.s_[_HALO_PX:-_HALO_PX, _HALO_PX:-_HALO_PX]
     return Painting(
         np.ascontiguousarray(rgb[inner]), np.ascontiguousarray(labels[inner]), nuclei, np.ascontiguousarray(nest[inner])
@@ -104,7 +119,7 @@ def paint(section: Section, x_um: float, y_um: float, width_px: int, height_px: 
 
 
 def _amounts(
-    section: Section, canvas: _Canvas, site: Site, nuclei: Nuclei
+    section: Section, canvas: _Canvas, site: Site, nuclei: Nuclei, stamps: Floats | None
 ) -> tuple[Floats, NDArray[np.int32], Floats]:
     """Hematoxylin, eosin and DAB ``(height, width, 3)``, the label image, and the distance to the tumour's edge."""
     look = section.look
@@ -113,9 +128,11 @@ def _amounts(
     hematoxylin, dab, cells = (np.zeros(shape, dtype=np.float32) for _ in range(3))
     labels = np.zeros(shape, dtype=np.int32)
     if len(nuclei):
+        x = ((nuclei.x_um - canvas.window.x_um) / canvas.mpp).astype(np.float32)
+        y = ((nuclei.y_um - canvas.window.y_um) / canvas.mpp).astype(np.float32)
         _paint_nuclei(
-            ((nuclei.x_um - canvas.window.x_um) / canvas.mpp).astype(np.float32),
-            ((nuclei.y_um - canvas.window.y_um) / canvas.mpp).astype(np.float32),
+            x,
+            y,
             nuclei.semi_major_um,
             nuclei.semi_minor_um,
             nuclei.angle,
@@ -136,6 +153,24 @@ def _amounts(
             labels,
             canvas.mpp,
         )
+        if stamps is not None:
+            for plane in (hematoxylin, dab, labels):
+                plane[:] = 0
+            which = (nuclei.texture[:, 0].astype(np.float64) * 997 % len(stamps)).astype(np.int64)
+            _stamp_nuclei(
+                x,
+                y,
+                nuclei.semi_major_um / np.float32(canvas.mpp),
+                nuclei.semi_minor_um / np.float32(canvas.mpp),
+                nuclei.angle,
+                nuclei.hematoxylin,
+                nuclei.dab,
+                which,
+                stamps,
+                hematoxylin,
+                dab,
+                labels,
+            )
     stroma, cytoplasm, present = _ground(section, canvas, site, nest, cells)
     amounts = np.empty((*shape, 3), dtype=np.float32)
     for channel, nuclear in enumerate((hematoxylin, None, dab)):
@@ -168,7 +203,7 @@ def _ground(section: Section, canvas: _Canvas, site: Site, nest: Floats, cells: 
     stroma *= 1 - inside
     cytoplasm = (0.45 + 0.75 * cells + 0.13 * mottle) * inside
     edge = canvas.upsample(np.minimum(site.tissue_um, -site.lumen_um))
-    edge += 1.2 * mottle
+    edge += 0.6 * mottle
     present = _ramp(edge, -0.7, 0.7)
     if site.fat.max() > 0:
         _melt_fat(section, canvas, site, present)
@@ -249,7 +284,43 @@ def _paint_nuclei(  # type: ignore[no-untyped-def]  # noqa: PLR0913
                     labels[row, column] = index + 1
 
 
-def _expose(amounts: Floats, look: Look, mpp: float, place: tuple[int, int]) -> NDArray[np.uint8]:
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _stamp_nuclei(  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    x_px, y_px, major_px, minor_px, angle, nuclear_hematoxylin, nuclear_dab, which, stamps, hematoxylin, dab, labels
+):
+    """Add a picture of a nucleus at every place to the maps of hematoxylin, DAB and labels, in place."""
+    height, width = hematoxylin.shape
+    size = stamps.shape[1]
+    for index in range(len(x_px)):
+        cosine, sine = np.cos(angle[index]), np.sin(angle[index])
+        reach = STAMP_REACH * major_px[index]
+        stamp = stamps[which[index]]
+        for row in range(max(0, int(y_px[index] - reach)), min(height, int(y_px[index] + reach) + 2)):
+            for column in range(max(0, int(x_px[index] - reach)), min(width, int(x_px[index] + reach) + 2)):
+                dx, dy = column + 0.5 - x_px[index], row + 0.5 - y_px[index]
+                u = (cosine * dx + sine * dy) / major_px[index]
+                v = (cosine * dy - sine * dx) / minor_px[index]
+                across, down = (u / STAMP_REACH + 1) * size / 2 - 0.5, (v / STAMP_REACH + 1) * size / 2 - 0.5
+                if across < 0 or down < 0 or across >= size - 1 or down >= size - 1:
+                    continue
+                left, top = int(across), int(down)
+                right, bottom = across - left, down - top
+                value = (
+                    stamp[top, left] * ((1 - right) * (1 - bottom))
+                    + stamp[top, left + 1] * (right * (1 - bottom))
+                    + stamp[top + 1, left] * ((1 - right) * bottom)
+                    + stamp[top + 1, left + 1] * (right * bottom)
+                )
+                blue, brown = nuclear_hematoxylin[index] * value[0], nuclear_dab[index] * value[0]
+                old = hematoxylin[row, column]
+                hematoxylin[row, column] = max(old, blue) + 0.35 * min(old, blue)
+                old = dab[row, column]
+                dab[row, column] = max(old, brown) + 0.35 * min(old, brown)
+                if value[1] > 0.5:
+                    labels[row, column] = index + 1
+
+
+def expose(amounts: Floats, look: Look, mpp: float, place: tuple[int, int]) -> NDArray[np.uint8]:
     """What the scanner makes of the amounts of stain: focus, colours, sharpening, noise."""
     focused = cv2.GaussianBlur(amounts, (0, 0), max(look.blur_um / mpp, 0.3))
     vectors = np.array([look.hematoxylin_vector, look.eosin_vector, look.dab_vector], dtype=np.float32)

@@ -11,7 +11,7 @@ import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -25,8 +25,11 @@ from ki67.phantom.layout import Layout
 from ki67.phantom.look import random_look
 from ki67.phantom.nuclei import Section, logit_for
 from ki67.phantom.paint import Painting, paint
+from ki67.training.restained import RealField, nucleus_stamps, real_field, restain
 
 FieldKind = Literal["nuclei", "tumor_he", "tumor_ki67"]
+
+_KIND_SEEDS: dict[FieldKind, int] = {"nuclei": 1, "tumor_he": 2, "tumor_ki67": 3}
 
 SMALLEST_LABEL_PX = 12
 """Instances of which less is seen are left unlabelled."""
@@ -66,27 +69,68 @@ class Field:
     mask: NDArray[np.uint8] | None = None
 
 
-def draw_field(options: FieldOptions, index: int) -> Field:
-    """Draw field ``index`` of a dataset; the same options and index give the same field."""
-    rng = np.random.default_rng([options.seed, index])
-    painting = _random_painting(rng, options)
+@dataclass(frozen=True)
+class RealNuclei:
+    """Real nuclei to draw with: whole fields, and single nuclei as pictures for the painter."""
+
+    fields: list[RealField]
+    stamps: NDArray[np.float32]
+
+
+@lru_cache(maxsize=1)
+def read_real_nuclei(folder: Path) -> RealNuclei:
+    """The nuclei of an ``instances`` dataset of one nuclear stain.
+
+    Raises
+    ------
+    Ki67Error
+        If the folder holds no picture with labels.
+    """
+    fields = []
+    for labels_path in sorted((folder / "labels").glob("*.png")):
+        bgr = cv2.imread(str(folder / "images" / labels_path.name), cv2.IMREAD_COLOR)
+        labels = cv2.imread(str(labels_path), cv2.IMREAD_UNCHANGED)
+        field = None if bgr is None or labels is None else real_field(bgr[..., ::-1], labels)
+        fields += [] if field is None else [field]
+    stamps = [stamp for field in fields for stamp in nucleus_stamps(field)]
+    if not stamps:
+        raise Ki67Error(f"{folder.name} holds no images/*.png with labels/*.png; give a dataset of kind instances")
+    return RealNuclei(fields, np.stack(stamps))
+
+
+def draw_field(options: FieldOptions, index: int, real: RealNuclei | None = None) -> Field:
+    """Draw field ``index`` of a dataset; the same arguments give the same field.
+
+    With ``real`` nuclei, half of the fields are whole real fields in new colours, the others drawn tissue with real nuclei.
+    """
+    rng = np.random.default_rng([options.seed, _KIND_SEEDS[options.kind], 0 if real is None else 1, index])
+    if real is not None and rng.random() < 0.5:
+        return _restained(rng, options, real)
+    painting = _random_painting(rng, options, None if real is None else real.stamps)
     rgb = degrade(painting.rgb, rng)
     if options.kind == "nuclei":
-        labels, classes = _instances(painting)
+        labels, classes = _instances(painting.labels, painting.nuclei.positive)
         return Field(rgb, labels=labels, classes=classes)
     return Field(rgb, mask=tumor_mask(painting, options.mpp))
 
 
-def _random_painting(rng: np.random.Generator, options: FieldOptions) -> Painting:
+def _restained(rng: np.random.Generator, options: FieldOptions, real: RealNuclei) -> Field:
+    look, mpp = random_look(rng, "ki67"), _random_mpp(rng, options)
+    result = restain(real.fields, look, _random_fraction(rng), options.size_px, mpp, rng)
+    labels, classes = _instances(result.labels, result.positive)
+    return Field(degrade(result.rgb, rng), labels=labels, classes=classes)
+
+
+def _random_mpp(rng: np.random.Generator, options: FieldOptions) -> float:
     # The network is told options.mpp; slides are not all so well calibrated, and patients' nuclei differ.
-    mpp = options.mpp * float(np.exp(rng.uniform(np.log(0.8), np.log(1.25))))
-    size_um = options.size_px * mpp
-    edge = rng.random() < 0.2
-    radius = float(rng.uniform(600, 3000)) if edge else np.inf
-    layout = Layout.random(rng, radius_um=radius)
-    origin = (radius * 0.85 if edge else 0.0) * np.array([np.cos(a := rng.uniform(0, 6.3)), np.sin(a)])
-    steps = np.arange(0, size_um, size_um / 32)
-    x, y = np.meshgrid(steps + origin[0], steps + origin[1])
+    return options.mpp * float(np.exp(rng.uniform(np.log(0.8), np.log(1.25))))
+
+
+def _random_painting(
+    rng: np.random.Generator, options: FieldOptions, stamps: NDArray[np.float32] | None
+) -> Painting:
+    mpp = _random_mpp(rng, options)
+    layout, origin, (x, y) = _random_place(rng, options.size_px * mpp)
     layout = layout.with_tumor_share(_random_share(rng), x, y)
     heterogeneity = float(rng.uniform(0.2, 1.4))
     section = Section(
@@ -99,7 +143,24 @@ def _random_painting(rng: np.random.Generator, options: FieldOptions) -> Paintin
         other_positive=(float(rng.beta(0.5, 6)), float(rng.beta(0.6, 2.5))),
         heterogeneity=heterogeneity,
     )
-    return paint(section, 0.0, 0.0, options.size_px, options.size_px, mpp)
+    return paint(section, 0.0, 0.0, options.size_px, options.size_px, mpp, stamps=stamps)
+
+
+def _random_place(
+    rng: np.random.Generator, size_um: float
+) -> tuple[Layout, NDArray[np.float64], tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """A layout, the corner of a window in it, and points in that window; a fifth of them near the tissue's edge."""
+    steps = (np.arange(32) + 0.5) * size_um / 32
+    while True:
+        edge = rng.random() < 0.2
+        radius = float(rng.uniform(600, 3000)) if edge else np.inf
+        layout = Layout.random(rng, radius_um=radius)
+        direction = rng.uniform(0, 2 * np.pi)
+        origin = (0.8 * radius if edge else 0.0) * np.array([np.cos(direction), np.sin(direction)])
+        x, y = np.meshgrid(steps + origin[0], steps + origin[1])
+        # Too much glass would teach little.
+        if np.mean(layout.tissue_um(x, y) > 0) > 0.35:
+            return layout, origin, (x, y)
 
 
 def _random_share(rng: np.random.Generator) -> float:
@@ -116,14 +177,15 @@ def _random_fraction(rng: np.random.Generator) -> float:
     return float(rng.beta(0.8, 4)) if choice < 0.5 else float(rng.uniform(0, 1)) if choice < 0.9 else float(rng.beta(6, 1))
 
 
-def _instances(painting: Painting) -> tuple[NDArray[np.uint16], dict[int, int]]:
+def _instances(
+    labels: NDArray[np.int32], positive: NDArray[np.bool_]
+) -> tuple[NDArray[np.uint16], dict[int, int]]:
     """Labels numbered from 1 without gaps, and the class of each: 1 positive, 2 negative."""
-    counts = np.bincount(painting.labels.ravel(), minlength=len(painting.nuclei) + 1)
+    counts = np.bincount(labels.ravel(), minlength=len(positive) + 1)
     kept = np.flatnonzero(counts[1:] >= SMALLEST_LABEL_PX)
     numbers = np.zeros(len(counts), dtype=np.uint16)
     numbers[kept + 1] = np.arange(1, len(kept) + 1)
-    positive = painting.nuclei.positive[kept]
-    return numbers[painting.labels], {index + 1: 1 if value else 2 for index, value in enumerate(positive)}
+    return numbers[labels], {index + 1: 1 if value else 2 for index, value in enumerate(positive[kept])}
 
 
 def tumor_mask(painting: Painting, mpp: float) -> NDArray[np.uint8]:
@@ -140,10 +202,10 @@ def degrade(rgb: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint
         factor = float(rng.uniform(1.15, 2.0))
         small = cv2.resize(rgb, (int(width / factor), int(height / factor)), interpolation=cv2.INTER_AREA)
         result = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
-    if rng.random() < 0.4:
-        gain, gamma = rng.uniform(0.92, 1.12), rng.uniform(0.8, 1.3)
-        table = np.clip(255 * gain * (np.arange(256) / 255) ** gamma, 0, 255).astype(np.uint8)
-        result = cv2.LUT(result, table)
+    if rng.random() < 0.5:
+        black, gain, gamma = rng.uniform(0, 0.2) * (rng.random() < 0.4), rng.uniform(0.92, 1.15), rng.uniform(0.75, 1.35)
+        levels = np.clip((np.arange(256) / 255 - black) / (1 - black), 0, 1)
+        result = cv2.LUT(result, np.clip(255 * gain * levels**gamma, 0, 255).astype(np.uint8))
     quality = int(rng.uniform(40, 95))
     _, encoded = cv2.imencode(".jpg", result, [cv2.IMWRITE_JPEG_QUALITY, quality])
     return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED), dtype=np.uint8)
@@ -168,18 +230,22 @@ def draw_fields(
     """
     if folder.exists() and any(folder.iterdir()):
         raise Ki67Error(f"{folder.name} is not empty; name a new folder for the drawn fields")
-    draw: Callable[[int], Field] = partial(draw_field, options)
+    if nuclei_from is not None and options.kind != "nuclei":
+        raise Ki67Error(f"nuclei of a dataset can be re-stained in fields of kind nuclei only, not {options.kind}")
+    if nuclei_from is not None:
+        read_real_nuclei(nuclei_from)
     parts = ("images", "labels", "classes") if options.kind == "nuclei" else ("images", "masks")
     for part in parts:
         (folder / part).mkdir(parents=True)
-    write = partial(_write_field, draw, folder)
+    write = partial(_write_field, options, nuclei_from, folder)
     for _ in _over_processes(write, options.count, workers):
         pass
     description = {
         "kind": "instances" if options.kind == "nuclei" else "tumor",
         "stain": options.stain,
         "mpp": options.mpp,
-        "origin": f"drawn by ki67 {options.kind} seed {options.seed}",
+        "origin": "drawn" if nuclei_from is None else f"nuclei of {nuclei_from.name}, re-stained",
+        "seed": options.seed,
         "licence": "CC0",
     }
     if options.kind == "nuclei":
@@ -197,8 +263,9 @@ def _over_processes(work: Callable[[int], None], count: int, workers: int | None
         yield from pool.map(work, range(count), chunksize=8)
 
 
-def _write_field(draw: Callable[[int], Field], folder: Path, index: int) -> None:
-    field, name = draw(index), f"{index:06d}"
+def _write_field(options: FieldOptions, nuclei_from: Path | None, folder: Path, index: int) -> None:
+    real = None if nuclei_from is None else read_real_nuclei(nuclei_from)
+    field, name = draw_field(options, index, real), f"{index:06d}"
     fast = [cv2.IMWRITE_PNG_COMPRESSION, 1]
     cv2.imwrite(str(folder / "images" / f"{name}.png"), field.rgb[..., ::-1], fast)
     if field.labels is not None:
