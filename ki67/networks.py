@@ -1,0 +1,440 @@
+"""The segmentation networks: how they are built, kept on disk with their provenance, and run on tiles."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import json
+import logging
+import os
+import urllib.error
+import urllib.request
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import segmentation_models_pytorch as smp
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ki67.errors import Ki67Error, Stain
+
+log = logging.getLogger(__name__)
+
+Architecture = Literal["unet_densenet121", "unet_resnet34"]
+
+ENCODERS: dict[str, str] = {"unet_densenet121": "densenet121", "unet_resnet34": "resnet34"}
+NUCLEUS_CLASSES = (
+    "background",
+    "positive_nucleus",
+    "positive_membrane",
+    "negative_nucleus",
+    "negative_membrane",
+)
+TUMOR_CLASSES = ("tumor",)
+# The colours that ImageNet encoders were trained with; used from scratch too, so that either start fits one spec.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# Five halvings in the encoder.
+STRIDE_PX = 32
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """What has to be known of a network to run it; ``model.json`` beside the weights holds it.
+
+    Attributes
+    ----------
+    name
+        Name of the network, as its folder is called (``nuclei``, ``tumor_he``, ``tumor_ki67``).
+    architecture
+        U-Net with one of the encoders of ``ENCODERS``.
+    classes
+        One name for each output channel. A single class is a sigmoid, several are a softmax.
+    stain
+        The stain it was trained on.
+    mpp
+        Microns per pixel of its input.
+    tile_px
+        Side of the tiles it was trained on.
+    mean, std
+        Of the RGB values 0-1, in this order.
+    threshold
+        Probability from which a pixel belongs to the class, where there is only one.
+    sha256
+        Of the weights file; empty before it is written.
+    training
+        What it was trained on, how long and how well it does: plain JSON values.
+    """
+
+    name: str
+    architecture: Architecture
+    classes: tuple[str, ...]
+    stain: Stain
+    mpp: float = 0.5
+    tile_px: int = 256
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    threshold: float = 0.5
+    sha256: str = ""
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ENCODERS:
+            raise Ki67Error(
+                f"network {self.name}: unknown architecture {self.architecture!r}; use one of {', '.join(ENCODERS)}"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """The spec as plain JSON values."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> NetworkSpec:
+        """The spec that ``to_json`` wrote.
+
+        Raises
+        ------
+        Ki67Error
+            If a key is missing or unknown.
+        """
+        known = {entry.name for entry in fields(cls)}
+        if unknown := sorted(set(record) - known):
+            raise Ki67Error(f"model.json: unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
+        }
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise Ki67Error(f"model.json: {error}; train or fetch the network again") from error
+
+
+def nuclei_spec(name: str = "nuclei") -> NetworkSpec:
+    """The five-class network of positive and negative nuclei and their membranes, on Ki-67 slides."""
+    return NetworkSpec(name=name, architecture="unet_resnet34", classes=NUCLEUS_CLASSES, stain="ki67")
+
+
+def tumor_spec(name: str, stain: Stain) -> NetworkSpec:
+    """The tumour network of one stain."""
+    return NetworkSpec(name=name, architecture="unet_densenet121", classes=TUMOR_CLASSES, stain=stain)
+
+
+def build_network(spec: NetworkSpec) -> nn.Module:
+    """The network with random weights, in ``channels_last`` memory format.
+
+    U-Net: Ronneberger et al. 2015; ResNet: He et al. 2016; DenseNet: Huang et al. 2017; all from
+    segmentation_models_pytorch.
+    """
+    module = smp.Unet(ENCODERS[spec.architecture], encoder_weights=None, classes=len(spec.classes))
+    return channels_last(module, torch.device("cpu"))
+
+
+def channels_last(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module on the device, in the memory order in which its bfloat16 convolutions are fastest."""
+    return module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+# ---------------------------------------------------------------------------------------------- encoder weights
+
+
+def initialize_encoder(module: nn.Module, spec: NetworkSpec, source: str) -> str:
+    """Give the encoder its first weights, and say in one sentence where they came from.
+
+    Parameters
+    ----------
+    source
+        ``"imagenet"``: from the local cache of the Hugging Face hub, or the hub, or else from scratch;
+        ``"none"``: from scratch; anything else: path of a local file (``.safetensors``, ``.pt`` or ``.pth``).
+
+    Raises
+    ------
+    Ki67Error
+        If a local file was named that cannot be read or does not fit.
+    """
+    encoder = ENCODERS[spec.architecture]
+    if source == "none":
+        return f"The {encoder} encoder starts from random weights, as asked for."
+    if source != "imagenet":
+        _load_encoder(module, Path(source), encoder)
+        return f"The {encoder} encoder starts from the weights of the file {Path(source).name}."
+    path = _imagenet_file(encoder)
+    if path is None:
+        return (
+            f"The {encoder} encoder starts from random weights, as its ImageNet weights are neither in the local cache "
+            "nor could the Hugging Face hub be reached; name a local file in encoder_weights to use one."
+        )
+    _load_encoder(module, path, encoder)
+    return f"The {encoder} encoder starts from the ImageNet weights of smp-hub/{encoder}.imagenet."
+
+
+def _load_encoder(module: nn.Module, path: Path, encoder: str) -> None:
+    try:
+        if path.suffix == ".safetensors":
+            weights = safetensors.torch.load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+        assert isinstance(module.encoder, nn.Module)
+        # The encoders of smp drop the classifier that such files carry.
+        module.encoder.load_state_dict(weights)
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, safetensors.SafetensorError) as error:
+        raise Ki67Error(
+            f"encoder weights {path.name}: not readable as weights of {encoder} "
+            f"({str(error).splitlines()[0]}); set encoder_weights to imagenet, none or a fitting file"
+        ) from error
+
+
+def _imagenet_file(encoder: str) -> Path | None:
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from segmentation_models_pytorch.encoders import encoders
+
+    settings = encoders[encoder]["pretrained_settings"]["imagenet"]
+    for local in (True, False):
+        # The hub's own client retries for half a minute: ask once whether anybody answers.
+        if not local and not _answers(constants.ENDPOINT):
+            return None
+        try:
+            return Path(
+                hf_hub_download(
+                    settings["repo_id"], "model.safetensors", revision=settings["revision"], local_files_only=local
+                )
+            )
+        except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
+            continue
+    return None
+
+
+def _answers(url: str, timeout_s: float = 5.0) -> bool:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout_s):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+
+
+# ---------------------------------------------------------------------------------------------- on disk
+
+
+def save_network(folder: Path, module: nn.Module, spec: NetworkSpec, card: str) -> NetworkSpec:
+    """Write ``weights.safetensors`` (half precision), ``model.json`` and ``card.md`` into the folder.
+
+    Each file appears whole or not at all, and ``model.json``, which holds the hash of the weights, appears last.
+
+    Returns
+    -------
+    NetworkSpec
+        The spec with the hash of the weights as written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: (value.detach().cpu().half() if value.is_floating_point() else value.detach().cpu()).contiguous()
+        for name, value in module.state_dict().items()
+    }
+    content = safetensors.torch.save(state)
+    spec = replace(spec, sha256=hashlib.sha256(content).hexdigest())
+    _write_whole(folder / "weights.safetensors", content)
+    _write_whole(folder / "card.md", card.encode())
+    _write_whole(folder / "model.json", (json.dumps(spec.to_json(), indent=2) + "\n").encode())
+    return spec
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def read_spec(folder: Path) -> NetworkSpec:
+    """The spec of the network in a folder.
+
+    Raises
+    ------
+    Ki67Error
+        If there is no readable ``model.json``.
+    """
+    try:
+        record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Ki67Error(
+            f"network {folder.name}: no readable model.json in its folder; point the config at a folder that "
+            "training wrote"
+        ) from error
+    return NetworkSpec.from_json(record)
+
+
+def load_network(folder: Path, *, device: str = "auto") -> Network:
+    """The network of a folder, ready to predict.
+
+    Parameters
+    ----------
+    folder
+        As ``save_network`` wrote it.
+    device
+        ``"auto"`` (a GPU where there is one), ``"cpu"`` or a name that torch knows.
+
+    Raises
+    ------
+    Ki67Error
+        If the weights are missing, are not those that ``model.json`` describes, or do not fit its architecture.
+    """
+    folder = Path(folder)
+    spec = read_spec(folder)
+    try:
+        content = (folder / "weights.safetensors").read_bytes()
+    except OSError as error:
+        raise Ki67Error(f"network {spec.name}: weights.safetensors is missing; train or fetch it again") from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != spec.sha256:
+        raise Ki67Error(
+            f"network {spec.name}: weights.safetensors has sha256 {found[:12]}... where model.json says "
+            f"{spec.sha256[:12]}...; the file was changed or cut off, fetch or train it again"
+        )
+    module = build_network(spec)
+    try:
+        module.load_state_dict(safetensors.torch.load(content))
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        raise Ki67Error(
+            f"network {spec.name}: its weights do not fit {spec.architecture} with {len(spec.classes)} classes, as "
+            "model.json describes it; fetch or train it again"
+        ) from error
+    return Network(module, spec, device=device)
+
+
+# ---------------------------------------------------------------------------------------------- running
+
+
+class Predictor(Protocol):
+    """Anything that turns tiles into class probabilities: a ``Network``, or a stand-in with a known answer."""
+
+    @property
+    def spec(self) -> NetworkSpec:
+        """What is known of it."""
+        ...
+
+    def predict(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Probabilities ``(N, C, H, W)`` of RGB tiles uint8 ``(N, H, W, 3)``."""
+        ...
+
+
+class Network:
+    """A network ready to predict, in bfloat16 where the machine computes that faster than float32.
+
+    Parameters
+    ----------
+    module
+        Trained; it is left as it is.
+    spec
+        Its description.
+    device
+        ``"auto"``, ``"cpu"`` or a name that torch knows.
+    """
+
+    def __init__(self, module: nn.Module, spec: NetworkSpec, *, device: str = "auto") -> None:
+        self.spec = spec
+        self.device = choose_device(device)
+        self.dtype = torch.bfloat16 if computes_bfloat16(self.device) else torch.float32
+        fused = fuse_batch_normalization(module)
+        self._module = channels_last(with_convolutions_in(fused, self.dtype), self.device)
+        self._scale, self._shift = (value.to(self.device) for value in normalization(spec))
+
+    @torch.inference_mode()
+    def predict(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Probabilities of every pixel.
+
+        Parameters
+        ----------
+        batch
+            uint8 ``(N, H, W, 3)`` RGB at ``spec.mpp``, both sides multiples of 32.
+
+        Returns
+        -------
+        float32 ``(N, C, H, W)``
+            One channel a class of ``spec.classes``.
+
+        Raises
+        ------
+        Ki67Error
+            If a side is no multiple of 32.
+        """
+        if batch.shape[1] % STRIDE_PX or batch.shape[2] % STRIDE_PX:
+            raise Ki67Error(
+                f"network {self.spec.name}: tiles of {batch.shape[2]}x{batch.shape[1]} px do not fit; "
+                f"both sides must be multiples of {STRIDE_PX}"
+            )
+        # A processor is no faster on several tiles of 512 px than on one, and one by one a tile's result cannot depend
+        # on which tiles it shares a batch with.
+        at_once = 1 if self.device.type == "cpu" else len(batch)
+        parts = [self._predict(batch[start : start + at_once]) for start in range(0, len(batch), at_once)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _predict(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        # A batch (N, H, W, 3) seen as (N, 3, H, W) is already in channels_last order: nothing is copied.
+        tiles = torch.from_numpy(np.ascontiguousarray(batch)).to(self.device).permute(0, 3, 1, 2)
+        normalized = torch.addcmul(self._shift, tiles.float(), self._scale).to(self.dtype)
+        logits = self._module(normalized.contiguous(memory_format=torch.channels_last)).float()
+        probabilities = logits.sigmoid() if len(self.spec.classes) == 1 else logits.softmax(dim=1)
+        return probabilities.cpu().numpy()
+
+
+def normalization(spec: NetworkSpec) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factor and summand ``(1, 3, 1, 1)`` that bring RGB values 0-255 to the network's mean 0 and deviation 1."""
+    mean = torch.tensor(spec.mean).view(1, 3, 1, 1)
+    std = torch.tensor(spec.std).view(1, 3, 1, 1)
+    return 1 / (255 * std), -mean / std
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; ``"auto"`` is a GPU where there is one.
+
+    Raises
+    ------
+    Ki67Error
+        If there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise Ki67Error(f"device {name!r} cannot be used on this machine; set device to auto or cpu") from error
+    return torch.device(name)
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is a native type of the device: AMX or AVX512-BF16 on a processor, Ampere or later on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def fuse_batch_normalization(module: nn.Module) -> nn.Module:
+    """A copy for evaluation in which every batch normalization that directly follows a convolution is folded into it.
+
+    Follows is what the order of a module's children says, which holds for the blocks of ResNet, DenseNet and the U-Net
+    decoder; normalizations elsewhere stay.
+    """
+    module = copy.deepcopy(module).eval()
+    for parent in module.modules():
+        children = list(parent.named_children())
+        for (name, first), (following, second) in itertools.pairwise(children):
+            if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
+                setattr(parent, name, nn.utils.fuse_conv_bn_eval(first, second))
+                setattr(parent, following, nn.Identity())
+    return module
+
+
+def with_convolutions_in(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The module with convolutions in ``dtype``; normalizations stay float32, as their statistics need the digits."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            part.to(dtype)
+    return module
