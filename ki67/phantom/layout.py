@@ -133,6 +133,34 @@ class Layout:
             return replace(self, nest_threshold=-np.inf)
         return replace(self, nest_threshold=float(np.quantile(height, 1 - share)))
 
+    def with_area(self, area_mm2: float) -> Layout:
+        """The same layout at the size that gives the tissue this area."""
+        layout = self
+        for _ in range(4):
+            x, y = layout.survey()
+            step_um = float(x[0, 1] - x[0, 0])
+            found_mm2 = float((layout.tissue_um(x, y) > 0).sum()) * step_um**2 / 1e6
+            layout = layout._scaled(float(np.sqrt(area_mm2 / found_mm2)))
+        return layout
+
+    def _scaled(self, factor: float) -> Layout:
+        first, second, edge = self.outline
+        bends = [
+            replace(
+                noise,
+                wavelength_um=noise.wavelength_um * factor,
+                offset_um=(noise.offset_um[0] * factor, noise.offset_um[1] * factor),
+            )
+            for noise in (first, second)
+        ]
+        return replace(self, radius_um=self.radius_um * factor, outline=(bends[0], bends[1], edge))
+
+    def survey(self, points: int = 512) -> tuple[Points, Points]:
+        """Evenly spaced points ``(points, points)`` over everything that may be tissue."""
+        axis = (np.arange(points) + 0.5) * (4.4 * self.radius_um / points) - 2.2 * self.radius_um
+        x, y = np.meshgrid(axis, axis)
+        return x, y
+
     def tissue_um(self, x_um: Points, y_um: Points) -> Floats:
         """Signed distance to the outline of the tissue and to its tears."""
         tears = (self.tear_threshold - np.abs(self.tear.sample(x_um, y_um))) * (self.tear.wavelength_um / 6.3)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from ki67.geometry import RigidTransform
+from ki67.phantom.artifacts import Artifacts
 from ki67.phantom.layout import Layout, Site
 from ki67.phantom.look import Look
 from ki67.phantom.textures import Floats
@@ -56,10 +56,13 @@ class Section:
     tumor_logit: float = -np.inf
     other_positive: tuple[float, float] = (0.0, 0.0)
     heterogeneity: float = 0.8
+    artifacts: Artifacts = Artifacts()
 
     def site(self, x_um: NDArray[np.float64], y_um: NDArray[np.float64]) -> Site:
         """The layout at points ``(M, N)`` of this section's frame."""
-        return self.layout.site(*self.layout_points(x_um, y_um), self.index)
+        x, y = self.layout_points(x_um, y_um)
+        site = self.layout.site(x, y, self.index)
+        return replace(site, tissue_um=np.minimum(site.tissue_um, self.artifacts.remaining_um(x, y)))
 
     def layout_points(
         self, x_um: NDArray[np.float64], y_um: NDArray[np.float64]
@@ -70,11 +73,6 @@ class Section:
             matrix[0, 0] * x_um + matrix[0, 1] * y_um + matrix[0, 2],
             matrix[1, 0] * x_um + matrix[1, 1] * y_um + matrix[1, 2],
         )
-
-
-def section_matrix(transform: RigidTransform) -> NDArray[np.float64]:
-    """The matrix that ``Section.to_layout`` wants, from the transform that carries the layout onto the section."""
-    return np.asarray(transform.inverse().matrix, dtype=np.float64)
 
 
 @dataclass(frozen=True)

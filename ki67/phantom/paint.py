@@ -9,13 +9,16 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from ki67.phantom.artifacts import DEFOCUS_UM
 from ki67.phantom.layout import Site, fat_wall_um
 from ki67.phantom.look import Look
 from ki67.phantom.nuclei import Nuclei, Section, Window, place_nuclei
 from ki67.phantom.textures import (
     FIBRE_MPP,
     GRAIN_MPP,
+    NOISE_SIZE,
     Floats,
+    camera_noise,
     fibre_texture,
     grain_texture,
     mottle_texture,
@@ -28,7 +31,7 @@ GRID_UM = 4.0
 STAMP_REACH = 1.5
 """Pictures of nuclei reach so many semi-axes from the centre."""
 
-_HALO_PX = 12
+_HALO_PX = 16
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,14 @@ class Painting:
         int32 ``(height, width)``: 0, or 1 + index of the nucleus in ``nuclei`` that is seen there.
     nuclei
         All nuclei of the window and a little around it.
-    nest_um
+    tumor_um
         float32 ``(height, width)``: signed distance to the edge of the tumour, positive inside it.
     """
 
     rgb: NDArray[np.uint8]
     labels: NDArray[np.int32]
     nuclei: Nuclei
-    nest_um: Floats
+    tumor_um: Floats
 
 
 @dataclass(frozen=True)
@@ -111,11 +114,33 @@ def paint(
     site = section.site(grid_x, grid_y)
     nuclei = place_nuclei(section, window)
     amounts, labels, nest = _amounts(section, canvas, site, nuclei, stamps)
-    rgb = expose(amounts, section.look, mpp, (round(y_um / mpp), round(x_um / mpp)))
+    light = develop(amounts, section.look, mpp)
+    _spoil(section, canvas, amounts, light)
+    rgb = expose(light, section.look, (round(y_um / mpp), round(x_um / mpp)))
+    tumor = np.minimum(nest, canvas.upsample(site.tissue_um))
     inner = np.s_[_HALO_PX:-_HALO_PX, _HALO_PX:-_HALO_PX]
     return Painting(
-        np.ascontiguousarray(rgb[inner]), np.ascontiguousarray(labels[inner]), nuclei, np.ascontiguousarray(nest[inner])
+        np.ascontiguousarray(rgb[inner]),
+        np.ascontiguousarray(labels[inner]),
+        nuclei,
+        np.ascontiguousarray(tumor[inner]),
     )
+
+
+def _spoil(section: Section, canvas: _Canvas, amounts: Floats, light: Floats) -> None:
+    """Lay fold, defocused patch and pen mark over the light, in place."""
+    artifacts, look = section.artifacts, section.look
+    grid = section.layout_points(*canvas.grid())
+    fold = artifacts.fold(*grid)
+    if fold.max() > 0:
+        light *= _transmitted(amounts * canvas.upsample(fold)[..., None], look)
+    defocus = artifacts.defocus(*grid)
+    if defocus.max() > 0:
+        weight = canvas.upsample(defocus)[..., None]
+        light += weight * (cv2.GaussianBlur(light, (0, 0), DEFOCUS_UM / canvas.mpp) - light)
+    pen = artifacts.pen(*grid)
+    if pen.max() > 0:
+        light *= np.exp(-canvas.upsample(pen)[..., None] * np.array(artifacts.pen_density, dtype=np.float32))
 
 
 def _amounts(
@@ -320,20 +345,26 @@ def _stamp_nuclei(  # type: ignore[no-untyped-def]  # noqa: PLR0913
                     labels[row, column] = index + 1
 
 
-def expose(amounts: Floats, look: Look, mpp: float, place: tuple[int, int]) -> NDArray[np.uint8]:
-    """What the scanner makes of the amounts of stain: focus, colours, sharpening, noise."""
+def develop(amounts: Floats, look: Look, mpp: float) -> Floats:
+    """Light that passes through these amounts of stain ``(height, width, 3)``, in focus as the look has it."""
     focused = cv2.GaussianBlur(amounts, (0, 0), max(look.blur_um / mpp, 0.3))
-    vectors = np.array([look.hematoxylin_vector, look.eosin_vector, look.dab_vector], dtype=np.float32)
-    density = cv2.transform(focused, (-np.log(10) * vectors.T).astype(np.float32))
-    light = cv2.exp(density)
+    light = _transmitted(focused, look)
     light *= np.array(look.white, dtype=np.float32)
+    return light
+
+
+def _transmitted(amounts: Floats, look: Look) -> Floats:
+    """Share of red, green and blue light that passes: the law of Beer and Lambert."""
+    vectors = np.array([look.hematoxylin_vector, look.eosin_vector, look.dab_vector], dtype=np.float32)
+    return np.asarray(cv2.exp(cv2.transform(amounts, (-np.log(10) * vectors.T).astype(np.float32))), dtype=np.float32)
+
+
+def expose(light: Floats, look: Look, place: tuple[int, int]) -> NDArray[np.uint8]:
+    """What the scanner makes of light ``(height, width, 3)``: sharpening and noise that belongs to the place."""
     if look.sharpening > 0:
         light = cv2.addWeighted(light, 1 + look.sharpening, cv2.GaussianBlur(light, (0, 0), 1.0), -look.sharpening, 0)
-    light += look.noise * _camera_noise(light.shape[0], light.shape[1], place)
-    return np.clip(light + 0.5, 0, 255).astype(np.uint8)
-
-
-def _camera_noise(height: int, width: int, place: tuple[int, int]) -> Floats:
-    """Noise of the camera ``(height, width, 3)``, seeded by the place of the window."""
-    rng = np.random.Generator(np.random.SFC64([abs(place[0]), abs(place[1])]))
-    return rng.standard_normal((height, width, 3), dtype=np.float32)
+    height, width = light.shape[:2]
+    rows, columns = (np.arange(length) + start - _HALO_PX for length, start in zip((height, width), place, strict=True))
+    noise = camera_noise()[rows[:, None] % NOISE_SIZE, columns[None] % NOISE_SIZE]
+    # saturating and rounding in one pass
+    return np.asarray(cv2.convertScaleAbs(np.maximum(light + look.noise * noise, 0)), dtype=np.uint8)

@@ -20,6 +20,7 @@ FIBRE_SIZE = 1024
 FIBRE_MPP = 0.5
 CELL_SIZE = 512
 CELL_MPP = 2.0
+NOISE_SIZE = 512
 
 
 def _frequencies(size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -85,14 +86,20 @@ def cell_texture() -> Floats:
     return ((distances[:, 1] - distances[:, 0]) / 2).reshape(CELL_SIZE, CELL_SIZE).astype(np.float32)
 
 
-def sample_texture(texture: Floats, columns: NDArray[np.float64], rows: NDArray[np.float64]) -> Floats:
+@lru_cache(maxsize=1)
+def camera_noise() -> Floats:
+    """White noise ``(NOISE_SIZE, NOISE_SIZE, 3)``."""
+    return np.random.default_rng(600).standard_normal((NOISE_SIZE, NOISE_SIZE, 3), dtype=np.float32)
+
+
+def sample_texture(texture: Floats, columns: NDArray[np.floating], rows: NDArray[np.floating]) -> Floats:
     """The texture, repeated without end, at positions in its pixels, bilinear; ``columns`` and ``rows`` ``(M, N)``."""
     size = texture.shape[0]
     return np.asarray(
         cv2.remap(
             texture,
-            np.mod(columns, size).astype(np.float32),
-            np.mod(rows, size).astype(np.float32),
+            (columns - size * np.floor(columns / size)).astype(np.float32, copy=False),
+            (rows - size * np.floor(rows / size)).astype(np.float32, copy=False),
             cv2.INTER_LINEAR,
             borderMode=cv2.BORDER_WRAP,
         ),

@@ -190,7 +190,7 @@ def _instances(
 
 def tumor_mask(painting: Painting, mpp: float) -> NDArray[np.uint8]:
     """255 where a pathologist would draw tumour: a smooth outline around the nests."""
-    smooth = cv2.GaussianBlur(painting.nest_um, (0, 0), 3.0 / mpp)
+    smooth = cv2.GaussianBlur(painting.tumor_um, (0, 0), 3.0 / mpp)
     return np.where(smooth > 0, 255, 0).astype(np.uint8)
 
 
@@ -203,7 +203,8 @@ def degrade(rgb: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint
         small = cv2.resize(rgb, (int(width / factor), int(height / factor)), interpolation=cv2.INTER_AREA)
         result = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
     if rng.random() < 0.5:
-        black, gain, gamma = rng.uniform(0, 0.2) * (rng.random() < 0.4), rng.uniform(0.92, 1.15), rng.uniform(0.75, 1.35)
+        black = rng.uniform(0, 0.2) * (rng.random() < 0.4)
+        gain, gamma = rng.uniform(0.92, 1.15), rng.uniform(0.75, 1.35)
         levels = np.clip((np.arange(256) / 255 - black) / (1 - black), 0, 1)
         result = cv2.LUT(result, np.clip(255 * gain * levels**gamma, 0, 255).astype(np.uint8))
     quality = int(rng.uniform(40, 95))

@@ -14,7 +14,7 @@ from scipy.ndimage import find_objects
 
 from ki67.phantom.look import Look
 from ki67.phantom.nuclei import dab_amounts, unmasked_hematoxylin
-from ki67.phantom.paint import STAMP_REACH, expose
+from ki67.phantom.paint import STAMP_REACH, develop, expose
 from ki67.phantom.textures import Floats, Noise, fibre_texture, mottle_texture, sample_texture
 
 STAMP_PX = 48
@@ -98,7 +98,7 @@ def _stamp(field: RealField, number: int) -> Floats | None:
 
 @dataclass(frozen=True)
 class Restained:
-    """A field of real nuclei in new colours: uint8 ``(N, N, 3)``, int32 labels, and whether nucleus ``i + 1`` is positive."""
+    """Real nuclei in new colours: uint8 ``(N, N, 3)``, int32 labels, and whether nucleus ``i + 1`` is positive."""
 
     rgb: NDArray[np.uint8]
     labels: NDArray[np.int32]
@@ -129,7 +129,7 @@ def restain(
     ground = _tints(look, size_px, mpp, rng)
     ground[..., 0] += blue
     ground[..., 2] += brown
-    rgb = expose(ground, look, mpp, (int(rng.integers(2**31)), 0))
+    rgb = expose(develop(ground, look, mpp), look, (int(rng.integers(2**31)), int(rng.integers(2**31))))
     return Restained(rgb, labels, positive)
 
 
@@ -171,6 +171,11 @@ def _piece(field: RealField, diameter_px: float, rng: np.random.Generator) -> tu
     height, width = (max(8, round(length * scale)) for length in field.labels.shape)
     amount = cv2.resize(field.amount, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     labels = cv2.resize(field.labels.astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST)
+    # Nuclei cut by the field's border would leave straight edges inside the mosaic.
+    border = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
+    cut = np.isin(labels, border[border > 0])
+    labels[cut] = 0
+    amount[cv2.dilate(cut.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0] = 0
     turns, mirror = int(rng.integers(4)), rng.random() < 0.5
     amount, labels = np.rot90(amount, turns), np.rot90(labels, turns)
     if mirror:
