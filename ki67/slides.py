@@ -1,7 +1,7 @@
 """Whole-slide files and plain images behind one reader that takes microns and gives RGB pixels.
 
-Three scales meet in a read. *Wanted*: the caller's ``mpp``, and a position in microns of the slide's frame. *Level*: the
-pyramid level that is read, the coarsest that is not coarser than wanted. *Level 0*: the pixels OpenSlide counts
+Three scales meet in a read. *Wanted*: the caller's ``mpp``, and a position in microns of the slide's frame. *Level*:
+the pyramid level that is read, the coarsest that is not coarser than wanted. *Level 0*: the pixels OpenSlide counts
 positions in. Pixels of level and level 0 exist only inside this module.
 """
 

@@ -1,0 +1,391 @@
+"""Where tissue lies on a slide, and whether the slide can be used: the science of the check stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ki67.errors import STAIN_NAMES, Finding, Flag, SlideError, Stain
+from ki67.geometry import Mask
+from ki67.slides import Slide
+from ki67.stain import StainIdentity, identify_stain, optical_density
+
+SMOOTH_TEXTURE = 1.5  # grey levels; glass at 8 µm/px has 0 to 1, the palest stroma 2 to 4
+TISSUE_TEXTURE = 3.0
+GLASS_BRIGHTNESS = 200
+LEAST_GLASS_SHARE = 0.005
+TISSUE_OD_RANGE = (0.05, 0.12)  # sum of three densities above glass; the threshold found by Otsu is kept in it
+TEXTURED_OD = 0.025
+GREY_CHROMA = 0.015
+BLACK_BRIGHTNESS = 45
+CLOSING_UM = 32.0
+SMALLEST_TISSUE_MM2 = 0.005
+SMALLEST_TISSUE_SHARE = 0.02
+LARGEST_HOLE_MM2 = 0.02
+PEN_WIDTH_UM = 160.0
+PEN_TEXTURE = 4.0
+LEAST_PEN_MM2 = 0.05
+DARK_SLIDE_BRIGHTNESS = 40
+
+PROBE_UM = 128.0
+PROBE_MPP = 0.5
+PROBES = 64
+LEAST_PROBE_TISSUE = 0.5
+BLUR_LIMIT = 0.20  # real fields have 0.25 to 2.8; blurred by a gaussian of 3 µm, 0.10 to 0.17
+BLURRED_SHARE_LIMIT = 0.5
+
+RgbImage = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class TissueFinding:
+    """What lies on the glass.
+
+    Attributes
+    ----------
+    mask
+        Tissue, without pen marks.
+    pen_fraction
+        Share of the slide's area under pen.
+    glass_rgb
+        Colour of clear glass, white where the image shows none.
+    """
+
+    mask: Mask
+    pen_fraction: float
+    glass_rgb: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Focus:
+    """Sharpness of sampled tissue tiles.
+
+    Attributes
+    ----------
+    tiles
+        Number of tiles sampled.
+    sharpness
+        Median of ``focus_score``; NaN without tiles.
+    blurred_share
+        Share of tiles below ``BLUR_LIMIT``.
+    """
+
+    tiles: int
+    sharpness: float
+    blurred_share: float
+
+    @classmethod
+    def of(cls, scores: list[float]) -> Self:
+        """Summary of the scores of all sampled tiles."""
+        if not scores:
+            return cls(0, float("nan"), 0.0)
+        return cls(len(scores), float(np.median(scores)), float(np.mean(np.array(scores) < BLUR_LIMIT)))
+
+
+@dataclass(frozen=True)
+class StainCheck:
+    """All that the check stage says of one stained slide; ``tissue`` and ``thumbnail`` are not part of its JSON.
+
+    ``tissue`` is empty where the slide is not usable, so that every later stage has nothing to do there.
+    """
+
+    usable: bool
+    reader: str | None
+    mpp: float | None
+    mpp_source: str | None
+    width_px: int | None
+    height_px: int | None
+    tissue_mm2: float
+    tissue_mpp: float
+    identity: StainIdentity
+    focus: Focus
+    findings: tuple[Finding, ...]
+    tissue: Mask
+    thumbnail: RgbImage
+
+    @classmethod
+    def failed(cls, finding: Finding, stain: Stain, tissue_mpp: float = 8.0) -> Self:
+        """The check of a slide that cannot be read: no tissue, a white pixel as thumbnail."""
+        return cls(
+            usable=False,
+            reader=None,
+            mpp=None,
+            mpp_source=None,
+            width_px=None,
+            height_px=None,
+            tissue_mm2=0.0,
+            tissue_mpp=tissue_mpp,
+            identity=StainIdentity("unknown", 0.0, "blank"),
+            focus=Focus.of([]),
+            findings=(finding,),
+            tissue=Mask.empty(stain, tissue_mpp),
+            thumbnail=np.full((1, 1, 3), 255, dtype=np.uint8),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The check as plain JSON values; the findings are listed for the whole slide, beside both stains."""
+        names = ("usable", "reader", "mpp", "mpp_source", "width_px", "height_px", "tissue_mm2", "tissue_mpp")
+        return {name: getattr(self, name) for name in names} | {
+            "identity": {
+                "stain": self.identity.stain,
+                "confidence": round(self.identity.confidence, 4),
+                "reason": self.identity.reason,
+            },
+            "focus": {
+                "tiles": self.focus.tiles,
+                "sharpness": round(self.focus.sharpness, 4) if self.focus.tiles else None,
+                "blurred_share": round(self.focus.blurred_share, 4),
+            },
+        }
+
+
+def find_tissue(thumbnail: RgbImage, mpp: float, frame: Stain) -> TissueFinding:
+    """Tissue on a thumbnail: what is darker or more textured than glass, and no pen, shadow, border or speck.
+
+    Glass is the bright part without texture; where an image has none, as a field inside tissue, white stands for it.
+
+    Parameters
+    ----------
+    thumbnail
+        uint8 ``(rows, columns, 3)`` of the whole slide.
+    mpp
+        Microns per thumbnail pixel; limits of texture are measured at 8.
+    frame
+        The slide's frame.
+    """
+    brightness = thumbnail.mean(axis=2, dtype=np.float32)
+    texture = _local_deviation(brightness)
+    glass = _glass_colour(thumbnail, brightness, texture)
+    density, chroma = _density_and_chroma(thumbnail, glass)
+    texture = _blur(texture)
+    shadow = (chroma < GREY_CHROMA) & (texture < SMOOTH_TEXTURE)
+    textured = (texture > TISSUE_TEXTURE) & (density > TEXTURED_OD)
+    pixels = (((density > _density_limit(density)) & ~shadow) | textured) & ~_black(thumbnail, mpp)
+    pen = _pen(thumbnail, texture, mpp)
+    pixels = _tidy(pixels & ~pen, mpp) & ~pen
+    return TissueFinding(Mask(pixels, mpp, frame), float(pen.mean()), glass)
+
+
+def focus_score(tile: RgbImage, mpp: float) -> float:
+    """Detail of 0.5-1 µm relative to detail of 2-4 µm, which blur takes away and faint staining does not.
+
+    The two differences of gaussians are a two-band form of the energy of the Laplacian (Pertuz et al., Analysis of
+    focus measure operators, 2013); their ratio does not depend on contrast.
+
+    Parameters
+    ----------
+    tile
+        uint8 ``(rows, columns, 3)``, at least 32 µm wide.
+    mpp
+        Microns per pixel, 0.5 or a little less.
+
+    Returns
+    -------
+    Ratio of standard deviations: below ``BLUR_LIMIT`` (0.20) the tile is blurred by some 2 to 3 µm (gaussian sigma).
+    """
+    brightness = tile.mean(axis=2, dtype=np.float32)
+    fine, finer, coarse, coarser = (cv2.GaussianBlur(brightness, (0, 0), sigma / mpp) for sigma in (0.5, 1.0, 2.0, 4.0))
+    inside = slice(8, -8), slice(8, -8)
+    return float(np.std((fine - finer)[inside]) / max(0.3, np.std((coarse - coarser)[inside])))
+
+
+def check_slide(slide: Slide, *, tissue_mpp: float = 8.0) -> StainCheck:
+    """Look a slide over: tissue, stain, focus, pen, and whether tiles spread over its tissue can be decoded.
+
+    Parameters
+    ----------
+    slide
+        An open slide.
+    tissue_mpp
+        Microns per pixel of the tissue mask and the thumbnail.
+
+    Returns
+    -------
+    The check; its ``usable`` is false where a finding forbids any use. A slide that turns out damaged while it is read
+    is returned as unusable, not raised.
+    """
+    try:
+        thumbnail = slide.thumbnail(tissue_mpp)
+        tissue = find_tissue(thumbnail, tissue_mpp, slide.stain)
+        tiles = _probe_tiles(slide, tissue.mask)
+    except SlideError as error:
+        return StainCheck.failed(error.finding, slide.stain, tissue_mpp)
+    identity = _identify(tiles, thumbnail)
+    focus = Focus.of([focus_score(tile, PROBE_MPP) for tile in tiles])
+    findings = _findings(slide, tissue, identity, focus, thumbnail)
+    usable = not any(finding.flag in {Flag.NO_TISSUE, Flag.WRONG_STAIN} for finding in findings)
+    return StainCheck(
+        usable=usable,
+        reader=slide.reader,
+        mpp=slide.mpp,
+        mpp_source=slide.mpp_source,
+        width_px=slide.width_px,
+        height_px=slide.height_px,
+        tissue_mm2=0.0 if identity.excluded else tissue.mask.area_mm2,
+        tissue_mpp=tissue_mpp,
+        identity=identity,
+        focus=focus,
+        findings=findings,
+        tissue=tissue.mask if usable else Mask.empty(slide.stain, tissue_mpp),
+        thumbnail=thumbnail,
+    )
+
+
+def _local_deviation(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.sqrt(np.maximum(_blur(image * image) - _blur(image) ** 2, 0), dtype=np.float32)
+
+
+def _blur(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(cv2.blur(image, (3, 3)), dtype=np.float32)
+
+
+def _glass_colour(
+    thumbnail: RgbImage, brightness: NDArray[np.float32], texture: NDArray[np.float32]
+) -> tuple[float, float, float]:
+    """Colour of the brighter half of the pixels that are bright and smooth."""
+    glass = (texture < SMOOTH_TEXTURE) & (brightness > GLASS_BRIGHTNESS)
+    if glass.mean() < LEAST_GLASS_SHARE:
+        return (255.0, 255.0, 255.0)
+    glass &= brightness >= np.median(brightness[glass])
+    red, green, blue = (float(value) for value in np.median(thumbnail[glass], axis=0))
+    return red, green, blue
+
+
+def _density_and_chroma(
+    thumbnail: RgbImage, glass: tuple[float, float, float]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Sum of the three densities, and largest less smallest, both smoothed over a pixel."""
+    density = cv2.GaussianBlur(optical_density(thumbnail, glass), (0, 0), 0.7)
+    return density.sum(axis=2), density.max(axis=2) - density.min(axis=2)
+
+
+def _density_limit(density: NDArray[np.float32]) -> float:
+    """Otsu's threshold, kept in a range: a blank slide has no tissue to split off, a field in tissue has no glass."""
+    scaled = np.clip(density * 200, 0, 255).astype(np.uint8)
+    limit, _ = cv2.threshold(scaled, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
+    return float(np.clip(limit / 200, *TISSUE_OD_RANGE))
+
+
+def _black(thumbnail: RgbImage, mpp: float) -> NDArray[np.bool_]:
+    """Black areas that touch the border or are larger than nuclei: borders, unscanned parts, dark field."""
+    black = (thumbnail.max(axis=2) < BLACK_BRIGHTNESS).astype(np.uint8)
+    count, labels, statistics, _ = cv2.connectedComponentsWithStats(black, connectivity=4)
+    height, width = black.shape
+    left, top, columns, rows, area = statistics.T
+    at_border = (left == 0) | (top == 0) | (left + columns == width) | (top + rows == height)
+    kept = (at_border & (area > 4)) | (area * mpp**2 / 1e6 > LARGEST_HOLE_MM2)
+    kept[0] = False
+    return kept[labels] if count > 1 else np.zeros(black.shape, dtype=bool)
+
+
+def _pen(thumbnail: RgbImage, texture: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
+    """Strokes of marker: a green, blue, red or black no stain has, even, and broader than any stained structure."""
+    density = optical_density(thumbnail)
+    total = density.sum(axis=2)
+    red, green, blue = np.moveaxis(density / np.maximum(total, 1e-3)[..., None], -1, 0)
+    is_green = (total > 0.25) & (np.minimum(red, blue) - green > 0.05)
+    is_blue = (total > 0.5) & (red > 0.5) & (blue < 0.15)
+    is_red = (total > 0.5) & (red < 0.12) & (np.abs(green - blue) < 0.12)
+    is_black = (thumbnail.max(axis=2) < 90) & (thumbnail.max(axis=2) - thumbnail.min(axis=2) < 25)
+    stroke = is_green | ((is_blue | is_red | is_black) & (texture < PEN_TEXTURE))
+    stroke &= ~_black(thumbnail, mpp)
+    size = max(3, round(PEN_WIDTH_UM / mpp))
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
+    core = cv2.morphologyEx(stroke.astype(np.uint8), cv2.MORPH_OPEN, disc)
+    if core.sum() * mpp**2 / 1e6 < LEAST_PEN_MM2:
+        return np.zeros(stroke.shape, dtype=bool)
+    return cv2.dilate(core, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))) > 0
+
+
+def _tidy(pixels: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:
+    """Close gaps, fill small holes, drop specks and lines."""
+    size = max(3, 2 * round(CLOSING_UM / mpp / 2) + 1)
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
+    opened = cv2.morphologyEx(pixels.astype(np.uint8), cv2.MORPH_OPEN, np.ones((2, 2), np.uint8))
+    closed = cv2.morphologyEx(opened, cv2.MORPH_CLOSE, disc, borderType=cv2.BORDER_REPLICATE)
+    pixel_mm2 = mpp**2 / 1e6
+    smallest = min(SMALLEST_TISSUE_MM2 / pixel_mm2, SMALLEST_TISSUE_SHARE * pixels.size)
+    filled = ~_parts_from(closed == 0, LARGEST_HOLE_MM2 / pixel_mm2)
+    return _parts_from(filled, smallest)
+
+
+def _parts_from(pixels: NDArray[np.bool_], smallest_px: float) -> NDArray[np.bool_]:
+    """The connected parts that have at least so many pixels."""
+    _, labels, statistics, _ = cv2.connectedComponentsWithStats(pixels.astype(np.uint8), connectivity=4)
+    kept = statistics[:, cv2.CC_STAT_AREA] >= smallest_px
+    kept[0] = False
+    return kept[labels]
+
+
+def _probe_tiles(slide: Slide, tissue: Mask) -> list[RgbImage]:
+    """Tiles of 128 µm spread over the tissue, decoded from level 0, so that a damaged file shows, and reduced."""
+    side_px = max(1, round(min(PROBE_UM, *slide.size_um) / slide.mpp))
+    reduced_px = max(1, round(side_px * slide.mpp / PROBE_MPP))
+    furthest_x_um, furthest_y_um = (max(0.0, size - PROBE_UM) for size in slide.size_um)
+    tiles = []
+    for x_um, y_um in _probe_corners(tissue):
+        tile = slide.read(min(x_um, furthest_x_um), min(y_um, furthest_y_um), side_px, side_px, slide.mpp)
+        tiles.append(cv2.resize(tile, (reduced_px, reduced_px), interpolation=cv2.INTER_AREA))
+    return [np.asarray(tile, dtype=np.uint8) for tile in tiles]
+
+
+def _probe_corners(tissue: Mask) -> list[tuple[float, float]]:
+    """Top-left corners of squares with most tissue, evenly spread in reading order, in µm."""
+    size = max(1, round(PROBE_UM / tissue.mpp))
+    rows, columns = (-(-extent // size) for extent in tissue.pixels.shape)
+    padded = np.zeros((rows * size, columns * size), dtype=np.float32)
+    padded[: tissue.pixels.shape[0], : tissue.pixels.shape[1]] = tissue.pixels
+    share = padded.reshape(rows, size, columns, size).mean(axis=(1, 3))
+    chosen = np.argwhere(share >= min(LEAST_PROBE_TISSUE, share.max()) if share.any() else np.zeros_like(share))
+    if len(chosen) > PROBES:
+        chosen = chosen[np.linspace(0, len(chosen) - 1, PROBES).round().astype(int)]
+    return [(float(column * size * tissue.mpp), float(row * size * tissue.mpp)) for row, column in chosen]
+
+
+def _identify(tiles: list[RgbImage], thumbnail: RgbImage) -> StainIdentity:
+    if not tiles:
+        return identify_stain(thumbnail)
+    return identify_stain(np.concatenate([tile.reshape(-1, 3) for tile in tiles]))
+
+
+def _findings(
+    slide: Slide, tissue: TissueFinding, identity: StainIdentity, focus: Focus, thumbnail: RgbImage
+) -> tuple[Finding, ...]:
+    slide_name = f"{STAIN_NAMES[slide.stain]} slide"
+    pen_mm2 = tissue.pen_fraction * tissue.mask.pixels.size * tissue.mask.mpp**2 / 1e6
+    messages = {
+        **_stain_message(slide, slide_name, identity, tissue, thumbnail),
+        Flag.OUT_OF_FOCUS: f"{focus.blurred_share:.0%} of the tissue sampled on the {slide_name} is out of focus; "
+        "scan it again, or look at its pictures before using the index"
+        if focus.blurred_share > BLURRED_SHARE_LIMIT
+        else "",
+        Flag.PEN_MARK: f"pen covers {pen_mm2:.2f} mm² of the {slide_name} and is left out of the tissue; "
+        "check that no tumour lies under it"
+        if pen_mm2
+        else "",
+    }
+    return tuple(Finding(flag, f"{slide.slide_id}: {text}", slide.stain) for flag, text in messages.items() if text)
+
+
+def _stain_message(
+    slide: Slide, slide_name: str, identity: StainIdentity, tissue: TissueFinding, thumbnail: RgbImage
+) -> dict[Flag, str]:
+    column = f"column {slide.stain} of {slide.slide_id} in the sample sheet"
+    if identity.excluded:
+        what = f"{identity.reason} (median brightness {np.median(thumbnail):.0f} of 255)"
+        text = f"the {slide_name} is {what}, so it is no brightfield scan of that stain"
+        return {Flag.WRONG_STAIN: f"{text}; correct {column}"}
+    if not tissue.mask.pixels.any():
+        return {Flag.NO_TISSUE: f"no tissue was found on the {slide_name}; look at its thumbnail and check {column}"}
+    if identity.stain == "unknown":
+        text = f"it is unclear whether the {slide_name} is H&E or Ki-67 (confidence {identity.confidence:.2f})"
+        return {Flag.STAIN_UNCERTAIN: f"{text}; look at its thumbnail and check {column}"}
+    if identity.stain != slide.stain:
+        other = STAIN_NAMES[identity.stain]
+        text = f"the {slide_name} looks like {other} (confidence {identity.confidence:.2f})"
+        return {Flag.WRONG_STAIN: f"{text}; check whether the columns he and ki67 of {slide.slide_id} are swapped"}
+    return {}
