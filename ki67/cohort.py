@@ -1,0 +1,107 @@
+"""The cohort as tables: a row a slide and a row a patient, from the records of the slides."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ki67.errors import Flag
+from ki67.index import CUTOFFS, category_of, wilson_interval
+
+if TYPE_CHECKING:
+    import pandas
+
+NUMBERS = ("index", "index_low", "index_high", "tumor_mm2")
+COUNTS = ("positive", "total")
+REFERENCE = "reference_index"
+REGISTRATION = {"verdict": "registration", "ncc": "registration_ncc", "estimated_error_um": "registration_error_um"}
+
+
+def slide_table(records: Iterable[Mapping[str, Any]]) -> pandas.DataFrame:
+    """One row a slide, in the order of the records.
+
+    Parameters
+    ----------
+    records
+        Records of slides as ``ki67.json`` holds them.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The columns of ``cohort.csv`` (docs/outputs.md). Numbers are NaN and counts ``<NA>`` where there are none.
+        Holds nothing that differs between two runs on the same slides.
+    """
+    import pandas as pd
+
+    rows = list(records)
+    readers = sorted({name for row in rows for name in row if name.startswith(f"{REFERENCE}_")})
+    table = pd.DataFrame([_slide_row(row, readers) for row in rows], columns=_slide_columns(readers))
+    floats = (*NUMBERS, REFERENCE, *readers, "registration_ncc", "registration_error_um")
+    return table.astype(dict.fromkeys(floats, "float64") | dict.fromkeys(COUNTS, "Int64"))
+
+
+def _slide_columns(readers: Sequence[str]) -> list[str]:
+    counted = ["slide", "patient", "index", "index_low", "index_high", "positive", "total", "category", "tumor_mm2"]
+    return [*counted, "flags", REFERENCE, *readers, "reasons", "tumor_source", *REGISTRATION.values()]
+
+
+def _slide_row(record: Mapping[str, Any], readers: Sequence[str]) -> dict[str, Any]:
+    registration = record.get("registration") or {}
+    findings = record["findings"]
+    return {
+        **{name: record.get(name) for name in ("slide", "patient", *NUMBERS, *COUNTS, "category", "tumor_source")},
+        "flags": ";".join(_in_order(finding["flag"] for finding in findings)),
+        **{name: record.get(name) for name in (REFERENCE, *readers)},
+        "reasons": "; ".join(dict.fromkeys(finding["message"] for finding in findings)),
+        **{column: registration.get(name) for name, column in REGISTRATION.items()},
+    }
+
+
+def _in_order(flags: Iterable[str]) -> list[str]:
+    raised = set(flags)
+    return [flag.value for flag in Flag if flag.value in raised]
+
+
+def patient_table(slides: pandas.DataFrame, cutoffs: Sequence[float] = CUTOFFS) -> pandas.DataFrame:
+    """One row a patient, in the order of the patients' first slides: counts pooled over the slides with an index.
+
+    Parameters
+    ----------
+    slides
+        Table of ``slide_table``.
+    cutoffs
+        Fractions between the categories.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The columns of ``patients.csv`` (docs/outputs.md).
+    """
+    import pandas as pd
+
+    groups = slides.groupby("patient", sort=False, dropna=False)
+    rows = [_patient_row(str(patient), group, cutoffs) for patient, group in groups]
+    columns = ["patient", "slides", "scored_slides", "index", "index_low", "index_high", "positive", "total"]
+    return pd.DataFrame(rows, columns=[*columns, "category", "index_min", "index_max", "flags"])
+
+
+def _patient_row(patient: str, slides: pandas.DataFrame, cutoffs: Sequence[float]) -> dict[str, Any]:
+    scored = slides[slides["index"].notna()]
+    positive, total = int(scored["positive"].sum()), int(scored["total"].sum())
+    index = positive / total if total else math.nan
+    low, high = wilson_interval(positive, total)
+    return {
+        "patient": patient,
+        "slides": len(slides),
+        "scored_slides": len(scored),
+        "index": index,
+        "index_low": low,
+        "index_high": high,
+        "positive": positive,
+        "total": total,
+        "category": category_of(index, cutoffs),
+        "index_min": scored["index"].min(),
+        "index_max": scored["index"].max(),
+        "flags": ";".join(_in_order(flag for flags in slides["flags"] for flag in flags.split(";"))),
+    }

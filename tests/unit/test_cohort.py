@@ -1,0 +1,100 @@
+import math
+
+import pytest
+
+from ki67.cohort import patient_table, slide_table
+from ki67.errors import Flag
+from ki67.index import category_of, wilson_interval
+from ki67.storage import write_csv
+
+
+def record(slide: str, patient: str, positive: int, total: int, *flags: Flag, **others) -> dict:
+    """A slide's record as it is read back from JSON, where NaN has become None."""
+    index = positive / total if total else None
+    low, high = wilson_interval(positive, total) if total else (None, None)
+    return {
+        "slide": slide,
+        "patient": patient,
+        "index": index,
+        "index_low": low,
+        "index_high": high,
+        "positive": positive,
+        "total": total,
+        "category": category_of(index) if total else None,
+        "tumor_mm2": 2.5,
+        "tumor_source": "he",
+        "flags": [flag.value for flag in flags],
+        "findings": [{"flag": flag.value, "message": f"{slide}: {flag.value}", "stain": None} for flag in flags],
+        "reference_index": None,
+        "registration": {"verdict": "accepted", "ncc": 0.75, "estimated_error_um": 8.0},
+        "seconds": {"check": 1.234},
+        **others,
+    }
+
+
+@pytest.fixture
+def records() -> list[dict]:
+    unscored = {"registration": {"verdict": "not_applicable", "ncc": None, "estimated_error_um": None}}
+    return [
+        record("S2", "P1", 30, 100, Flag.FEWER_THAN_500_NUCLEI, Flag.PEN_MARK, Flag.FEWER_THAN_500_NUCLEI),
+        record("S1", "P2", 0, 0, Flag.NO_KI67, **unscored),
+        record("S3", "P1", 100, 1000, reference_index=0.12, reference_index_bo=0.1),
+    ]
+
+
+def test_a_row_a_slide_in_the_order_of_the_sheet(records):
+    table = slide_table(records)
+    assert list(table["slide"]) == ["S2", "S1", "S3"]
+    assert list(table.columns) == [
+        *["slide", "patient", "index", "index_low", "index_high", "positive", "total", "category", "tumor_mm2"],
+        *["flags", "reference_index", "reference_index_bo", "reasons", "tumor_source"],
+        *["registration", "registration_ncc", "registration_error_um"],
+    ]
+
+
+def test_flags_stand_once_in_the_order_of_the_enum_and_reasons_are_sentences(records):
+    table = slide_table(records)
+    assert list(table["flags"]) == ["pen_mark;fewer_than_500_nuclei", "no_ki67", ""]
+    assert table["reasons"][0] == "S2: fewer_than_500_nuclei; S2: pen_mark"
+
+
+def test_a_slide_without_index_keeps_its_row_with_empty_cells(records, tmp_path):
+    write_csv(tmp_path / "cohort.csv", slide_table(records))
+    lines = (tmp_path / "cohort.csv").read_bytes().split(b"\n")
+    assert lines[2] == b"S1,P2,,,,0,0,,2.5,no_ki67,,,S1: no_ki67,he,not_applicable,,"
+    assert b"1.234" not in b"".join(lines)
+
+
+def test_the_table_is_the_same_bytes_each_time(records, tmp_path):
+    for name in ("a.csv", "b.csv"):
+        write_csv(tmp_path / name, slide_table(records))
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+
+
+def test_a_patient_has_the_counts_of_all_scored_slides(records):
+    patients = patient_table(slide_table(records)).set_index("patient")
+    assert list(patients.index) == ["P1", "P2"]
+    first = patients.loc["P1"]
+    assert (first["slides"], first["scored_slides"], first["positive"], first["total"]) == (2, 2, 130, 1100)
+    assert first["index"] == pytest.approx(130 / 1100)
+    assert (first["index_low"], first["index_high"]) == pytest.approx(wilson_interval(130, 1100))
+    assert (first["index_min"], first["index_max"]) == pytest.approx((0.1, 0.3))
+    assert (first["category"], first["flags"]) == ("10-20%", "pen_mark;fewer_than_500_nuclei")
+
+
+def test_a_patient_without_scored_slide_is_listed_without_index(records):
+    second = patient_table(slide_table(records)).set_index("patient").loc["P2"]
+    assert (second["slides"], second["scored_slides"], second["total"]) == (1, 0, 0)
+    assert math.isnan(second["index"])
+    assert math.isnan(second["index_min"])
+    assert second["category"] is None
+    assert second["flags"] == "no_ki67"
+
+
+def test_patients_follow_the_cutoffs(records):
+    assert patient_table(slide_table(records), (0.05, 0.11))["category"][0] == ">11%"
+
+
+def test_an_empty_cohort_gives_empty_tables():
+    assert len(slide_table([])) == 0
+    assert len(patient_table(slide_table([]))) == 0
