@@ -404,11 +404,11 @@ def _features(nuclei: geopandas.GeoDataFrame, level0_mpp: float, slide_id: str) 
 
     ids = pa.array([str(uuid5(NAMESPACE_URL, f"ki67:{slide_id}:{number}")) for number in nuclei["nucleus_id"]])
     classes = pa.array(np.where(nuclei["positive"], *(_classification(name) for name in ("Positive", "Negative"))))
-    measured = [f'"{label}":' for label in QUPATH_MEASUREMENTS.values()]
-    numbers = [_number_texts(nuclei[name].to_numpy(), 4) for name in QUPATH_MEASUREMENTS]
-    measurements = pc.binary_join_element_wise(
-        *(pc.binary_join_element_wise(label, text, "") for label, text in zip(measured, numbers, strict=True)), ","
-    )
+    measured = [
+        pc.binary_join_element_wise(f'"{label}":', _number_texts(nuclei[name].to_numpy(), 4), "")
+        for name, label in QUPATH_MEASUREMENTS.items()
+    ]
+    measurements = pc.binary_join_element_wise(*measured, ",", null_handling="skip")  # QuPath takes no null
     lines = pc.binary_join_element_wise(
         '{"type":"Feature","id":"',
         ids,
@@ -429,13 +429,12 @@ def _classification(name: str) -> str:
 
 
 def _number_texts(values: NDArray[Any], decimals: int) -> Any:
-    """Numbers as JSON text; those that are not finite become null."""
+    """Numbers as JSON text in an arrow array, missing where they are not finite."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     numbers = np.asarray(values, dtype=np.float64).round(decimals)
-    texts = pc.cast(pa.array(numbers), pa.string())
-    return pc.if_else(pa.array(np.isfinite(numbers)), texts, "null")
+    return pc.cast(pa.array(numbers, mask=~np.isfinite(numbers)), pa.string())
 
 
 def _ring_texts(polygons: NDArray[Any], level0_mpp: float) -> Any:
