@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 Stain = Literal["he", "ki67"]
 
@@ -49,7 +50,7 @@ class Finding:
         return asdict(self) | {"flag": self.flag.value}
 
     @classmethod
-    def from_json(cls, record: dict[str, str | None]) -> Finding:
+    def from_json(cls, record: Mapping[str, Any]) -> Finding:
         """The finding that ``to_json`` wrote."""
         stain = record.get("stain")
         return cls(
@@ -57,6 +58,13 @@ class Finding:
             message=str(record["message"]),
             stain=None if stain is None else ("he" if stain == "he" else "ki67"),
         )
+
+
+def empty_cell_finding(slide_id: str, stain: Stain) -> Finding:
+    """That the sample sheet gives no slide of a stain, and what follows from it."""
+    flag = Flag.NO_HE if stain == "he" else Flag.NO_KI67
+    follows = "the tumour is looked for on the Ki-67 slide" if stain == "he" else "there is no index"
+    return Finding(flag, f"{slide_id}: the sample sheet gives no {STAIN_NAMES[stain]} slide, so {follows}", stain)
 
 
 class Ki67Error(Exception):

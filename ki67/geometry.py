@@ -1,7 +1,7 @@
 """Frames, masks and rigid transforms: everything that says where something is, in microns.
 
 A frame is ``"he"`` or ``"ki67"``: microns, origin at the top-left corner of level 0, x to the right, y down. A mask
-pixel ``[row, column]`` covers the square from ``(column * mpp, row * mpp)`` to ``((column + 1) * mpp, (row + 1) * mpp)``.
+pixel ``[row, column]`` covers the square from ``(column, row) * mpp`` to ``(column + 1, row + 1) * mpp``.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ class RigidTransform:
 
     def inverse(self) -> RigidTransform:
         """The transform from ``target`` back to ``source``."""
-        return RigidTransform(np.linalg.inv(self.matrix), self.target, self.source)
+        matrix = np.linalg.inv(self.matrix).astype(np.float64)
+        return RigidTransform(matrix, self.target, self.source)
 
     def to_json(self) -> dict[str, Any]:
         """The transform as plain JSON values."""

@@ -19,7 +19,7 @@ rule check:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=30,
     params:
-        stains=lambda wildcards: sorted(slide_row(wildcards).files),
+        files=slide_paths,
         mpp=lambda wildcards: slide_row(wildcards).mpp,
         companions=companions_digest,
         settings=SETTINGS["check"],

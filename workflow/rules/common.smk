@@ -51,9 +51,10 @@ def load_slides() -> dict[str, SlideRow]:
 
 
 @cache
-def located(path: str) -> str | None:
+def located(path: str | None) -> str | None:
     """A file of the sheet: relative paths count from the sheet's folder, or else from the working directory."""
-    for candidate in (SHEET.parent / path, Path(path)):
+    candidates = (SHEET.parent / path, Path(path)) if path else ()
+    for candidate in candidates:
         if candidate.is_file():
             return os.path.relpath(candidate) if not Path(path).is_absolute() else path
     return None
@@ -76,11 +77,16 @@ def slide_row(wildcards) -> SlideRow:
 
 def slide_file(stain: str):
     """The slide's file where it exists. An absent one is no input, so that the slide becomes a flagged row."""
-    return lambda wildcards: located(slide_row(wildcards).files.get(stain, "")) or []
+    return lambda wildcards: located(slide_row(wildcards).files.get(stain)) or []
+
+
+def slide_paths(wildcards) -> dict[str, str]:
+    """Path of every file that the row names, be it there or not."""
+    return {stain: located(path) or path for stain, path in slide_row(wildcards).files.items()}
 
 
 def region_file(stain: str):
-    return lambda wildcards: located(slide_row(wildcards).regions.get(stain, "")) or []
+    return lambda wildcards: located(slide_row(wildcards).regions.get(stain)) or []
 
 
 def companions_digest(wildcards) -> str:

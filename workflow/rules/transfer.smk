@@ -6,8 +6,7 @@ rule transfer:
         tumor_he="results/{slide}/tumor_he.ome.zarr",
         tumor_he_record="results/{slide}/tumor_he.json",
         ki67=slide_file("ki67"),
-        roi_he=region_file("he"),
-        roi_ki67=region_file("ki67"),
+        roi=region_file("ki67"),
         model=lambda wildcards: model_file("tumor_ki67"),
     output:
         tumor=tumor_zarr("results/{slide}/tumor_ki67.ome.zarr"),
@@ -24,7 +23,7 @@ rule transfer:
         runtime=240,
         gpu=gpus_wanted(),
     params:
-        regions=lambda wildcards: sorted(slide_row(wildcards).regions),
+        regions=lambda wildcards: "ki67" in slide_row(wildcards).regions,
         settings=network_settings("tumor"),
         keep_probability=SETTINGS["keep"] == "probabilities",
         code=lambda wildcards: code_of("transfer.py"),

@@ -3,6 +3,7 @@ rule tumor:
         check="results/{slide}/check.json",
         tissue="results/{slide}/tissue_he.png",
         he=slide_file("he"),
+        roi=region_file("he"),
         model=lambda wildcards: model_file("tumor_he"),
     output:
         tumor=tumor_zarr("results/{slide}/tumor_he.ome.zarr"),
@@ -19,6 +20,7 @@ rule tumor:
         runtime=240,
         gpu=gpus_wanted(),
     params:
+        regions=lambda wildcards: "he" in slide_row(wildcards).regions,
         settings=network_settings("tumor"),
         keep_probability=SETTINGS["keep"] == "probabilities",
         code=lambda wildcards: code_of("tumor.py"),

@@ -1,0 +1,75 @@
+"""Write the lock files from what is installed: each direct requirement, all that these need, and nothing else.
+
+Usage: .venv/bin/python .ci/lock.py [--check]
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+LOCKS = {"requirements.in": "requirements.lock", "requirements-test.in": "requirements-test.lock"}
+HEADER = "# Written by .ci/lock.py from {source}, for Python 3.11 on Linux; install with: pip install --no-deps -r\n"
+
+
+def direct_requirements(path: Path) -> Iterator[Requirement]:
+    """The requirements a file names, those of the files it refers to included."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        text = line.partition("#")[0].strip()
+        if text.startswith("-r "):
+            yield from direct_requirements(path.parent / text.removeprefix("-r "))
+        elif text:
+            yield Requirement(text)
+
+
+def closure(requirements: Iterator[Requirement]) -> dict[str, str]:
+    """Version of every distribution the requirements need on this machine, by its canonical name."""
+    versions: dict[str, str] = {}
+    seen: set[tuple[str, str]] = set()
+    waiting = list(requirements)
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        distribution = metadata.distribution(name)
+        if not requirement.specifier.contains(distribution.version, prereleases=True):
+            raise SystemExit(f"{requirement} is needed, but {name} {distribution.version} is installed")
+        versions[name] = distribution.version
+        for extra in {"", *requirement.extras}:
+            if (name, extra) not in seen:
+                seen.add((name, extra))
+                waiting.extend(needed_by(distribution, extra))
+    return dict(sorted(versions.items()))
+
+
+def needed_by(distribution: metadata.Distribution, extra: str) -> Iterator[Requirement]:
+    """What a distribution with one of its extras (or none) asks for on this machine."""
+    for text in distribution.requires or []:
+        requirement = Requirement(text)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+            yield requirement
+
+
+def lock_text(source: str) -> str:
+    """Content of the lock file of a requirements file."""
+    pins = closure(direct_requirements(ROOT / source))
+    return HEADER.format(source=source) + "".join(f"{name}=={version}\n" for name, version in pins.items())
+
+
+def main() -> None:
+    """Write the lock files, or with ``--check`` say which one differs from what is installed."""
+    for source, lock in LOCKS.items():
+        text = lock_text(source)
+        if "--check" not in sys.argv:
+            (ROOT / lock).write_text(text, encoding="utf-8")
+        elif (ROOT / lock).read_text(encoding="utf-8") != text:
+            raise SystemExit(f"{lock} differs from what is installed; run: .venv/bin/python .ci/lock.py")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+# make demo    draw four slides, score them, compare with the truth
+# make test    all tests and linters
+# make lint    the linters alone
+# make setup   install only; demo, test and lint do it themselves
+# make clean   remove what the targets made
+
+PYTHON ?= python3.11
+CORES ?= $(shell nproc)
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := plain flipped no_tumor ihc_only
+
+# The lock files alone say what is installed, whatever this machine's environment asks of pip.
+unexport PIP_FIND_LINKS PIP_NO_INDEX PIP_CONSTRAINT PIP_REQUIREMENT PIP_TARGET PIP_PREFIX PIP_USER PIP_NO_DEPS
+unexport PYTHONPATH PYTHONHOME
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: setup setup-test demo test lint clean
+.DELETE_ON_ERROR:
+
+setup: $(VENV)/installed
+setup-test: $(VENV)/installed-test
+
+# Installing leaves a mark that goes when it is done: one that was interrupted is done anew, from pip's cache.
+define install
+@test ! -e $(VENV)/incomplete || rm -rf $(VENV)
+@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
+@touch $(VENV)/incomplete
+$(BIN)/python -m pip install --quiet --no-deps --no-input -r $(1)
+@rm $(VENV)/incomplete
+@touch $@
+endef
+
+$(VENV)/installed: requirements.lock
+	$(call install,$<)
+
+$(VENV)/installed-test: requirements-test.lock
+	$(call install,$<)
+	@touch $(VENV)/installed
+
+# Two slides at a time, as each is painted by one processor.
+demo: setup
+	@$(MAKE) --no-print-directory -j$(CORES) $(DEMO:%=demo/slides/%/drawn)
+	$(BIN)/snakemake --cores $(CORES) --directory demo --config slides=config/demo.tsv --quiet rules
+	@$(BIN)/python tests/workflow/check_demo.py demo
+
+PHANTOM = $(BIN)/python -m ki67 phantom --out $(@D) --area-mm2 10
+demo/slides/plain/drawn: OPTIONS = --seed 1 --ki67-fraction 0.15
+demo/slides/flipped/drawn: OPTIONS = --seed 2 --ki67-fraction 0.40 --flip
+demo/slides/no_tumor/drawn: OPTIONS = --seed 3 --tumor-share 0
+demo/slides/ihc_only/drawn: OPTIONS = --seed 4 --ki67-fraction 0.05
+demo/slides/%/drawn: | setup
+	@rm -rf $(@D)
+	$(PHANTOM) $(OPTIONS)
+	@touch $@
+
+test: setup-test
+	$(BIN)/python -m pytest
+
+lint: setup-test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/mypy
+	$(BIN)/snakemake --lint
+
+clean:
+	rm -rf $(VENV) demo .snakemake .pytest_cache .mypy_cache .ruff_cache
+	find ki67 tests workflow -name __pycache__ -prune -exec rm -rf {} +

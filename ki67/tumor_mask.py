@@ -1,0 +1,179 @@
+"""The tumour mask of one slide, as the stages tumor and transfer make it: by a network, in tissue and drawn regions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ki67.errors import Stain
+from ki67.geometry import Mask, RigidTransform
+from ki67.slides import Slide, open_slide
+from ki67.transfer import TumorSource, carry_mask, region_mask, within
+
+
+@dataclass(frozen=True)
+class TumorSettings:
+    """How a tumour mask is made.
+
+    Attributes
+    ----------
+    mask_mpp
+        Microns per pixel of the mask.
+    threshold
+        Probability from which a pixel is tumour; None takes the network's own.
+    smallest_region_mm2, smallest_hole_mm2
+        Smaller regions are dropped, smaller holes filled.
+    regions
+        Whether regions a person drew ``"limit"`` where tumour is looked for, or are themselves the ``"tumor"``.
+    device, batch_size, reader_threads
+        How the network runs.
+    """
+
+    mask_mpp: float
+    threshold: float | None
+    smallest_region_mm2: float
+    smallest_hole_mm2: float
+    regions: Literal["limit", "tumor"]
+    device: str
+    batch_size: int
+    reader_threads: int
+
+
+@dataclass(frozen=True)
+class TumorMask:
+    """A tumour mask and where it comes from.
+
+    Attributes
+    ----------
+    mask
+        In the slide's frame.
+    source
+        ``"he"`` or ``"ki67"`` for the network of that stain, ``"roi"`` for regions a person drew; None where the slide
+        could not be used.
+    probability
+        uint8 of the mask's shape, 255 for certain tumour; None where no network ran.
+    model
+        Name and hash of the network.
+    statistics
+        Of its run.
+    """
+
+    mask: Mask
+    source: TumorSource | None = None
+    probability: NDArray[np.uint8] | None = None
+    model: Mapping[str, str] | None = None
+    statistics: Mapping[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What a stage's record says of the mask."""
+        return {
+            "segmented": self.source is not None,
+            "tumor_source": self.source,
+            "tumor_mm2": round(self.mask.area_mm2, 4),
+            "model": None if self.model is None else dict(self.model),
+            "statistics": None if self.statistics is None else dict(self.statistics),
+        }
+
+
+def open_checked(path: Path | str, record: Mapping[str, Any], *, slide_id: str, stain: Stain) -> Slide:
+    """Open a slide that the check stage could use, by its record of the stain, with the resolution it settled on."""
+    return open_slide(path, slide_id=slide_id, stain=stain, mpp=record["mpp"])
+
+
+def make_tumor_mask(
+    slide: Slide, tissue: Mask, settings: TumorSettings, *, model: Path, geojson: str | None = None
+) -> TumorMask:
+    """The tumour of a slide, inside its tissue and the regions a person drew.
+
+    Parameters
+    ----------
+    tissue
+        In the slide's frame, at any resolution.
+    model
+        Folder of the network.
+    geojson
+        Regions in pixels of level 0; None where there are none.
+
+    Raises
+    ------
+    SlideError
+        If the slide cannot be decoded somewhere, or the regions cannot be understood.
+    """
+    allowed = tissue
+    if geojson is not None:
+        allowed = _within_regions(slide, tissue, geojson, settings.mask_mpp)
+        if settings.regions == "tumor":
+            return TumorMask(allowed, "roi")
+    return _segment(slide, allowed, settings, model)
+
+
+def carry_tumor_mask(
+    slide: Slide,
+    tissue: Mask,
+    settings: TumorSettings,
+    *,
+    tumor_he: Mask,
+    transform: RigidTransform,
+    geojson: str | None = None,
+) -> TumorMask:
+    """The tumour of the H&E slide on the Ki-67 slide, inside the tissue and the drawn regions of the latter.
+
+    Parameters
+    ----------
+    slide, tissue
+        The Ki-67 slide and its tissue.
+    tumor_he
+        In the H&E frame.
+    transform
+        From the H&E to the Ki-67 frame.
+    geojson
+        Regions in pixels of level 0 of the Ki-67 slide.
+
+    Raises
+    ------
+    SlideError
+        If the regions cannot be understood.
+    """
+    if geojson is not None:
+        tissue = _within_regions(slide, tissue, geojson, settings.mask_mpp)
+        if settings.regions == "tumor":
+            return TumorMask(tissue, "roi")
+    return TumorMask(carry_mask(tumor_he, transform, tissue, slide.size_um), "he")
+
+
+def _within_regions(slide: Slide, tissue: Mask, geojson: str, mpp: float) -> Mask:
+    width, height = (max(1, int(np.ceil(size / mpp - 1e-6))) for size in slide.size_um)
+    region = region_mask(
+        geojson, shape=(height, width), mpp=mpp, level0_mpp=slide.mpp, slide_id=slide.slide_id, stain=slide.stain
+    )
+    return within(region, tissue)
+
+
+def _segment(slide: Slide, allowed: Mask, settings: TumorSettings, model: Path) -> TumorMask:
+    from ki67.networks import load_network  # torch takes seconds to import, and many slides do not come this far
+    from ki67.tumor import segment_tumor
+
+    network = load_network(model, device=settings.device)
+    found = segment_tumor(
+        slide,
+        allowed,
+        network,
+        mask_mpp=settings.mask_mpp,
+        threshold=settings.threshold,
+        smallest_region_mm2=settings.smallest_region_mm2,
+        smallest_hole_mm2=settings.smallest_hole_mm2,
+        batch_size=settings.batch_size,
+        reader_threads=settings.reader_threads,
+    )
+    return TumorMask(
+        mask=found.mask,
+        source=slide.stain,
+        probability=found.probability,
+        model={"name": network.spec.name, "sha256": network.spec.sha256},
+        statistics=found.statistics.to_json(),
+    )

@@ -1,0 +1,37 @@
+"""Look over the slide files of a row: resolution, tissue, stain and focus."""
+
+from ki67.errors import SlideError, empty_cell_finding
+from ki67.geometry import Mask
+from ki67.provenance import stage_log, versions
+from ki67.slides import open_slide
+from ki67.storage import write_image_jpeg, write_json, write_mask_png
+from ki67.tissue import StainCheck, check_slide
+
+SLIDE, PARAMS, OUTPUT = snakemake.wildcards.slide, snakemake.params, snakemake.output
+TISSUE_MPP = PARAMS.settings["tissue_mpp"]
+DISTRIBUTIONS = ("numpy", "opencv-python-headless", "openslide-bin", "openslide-python", "tifffile", "pillow")
+
+
+def check(stain: str) -> StainCheck:
+    """The check of one file; one that cannot be opened has a finding instead of tissue."""
+    try:
+        with open_slide(PARAMS.files[stain], slide_id=SLIDE, stain=stain, mpp=PARAMS.mpp.get(stain)) as slide:
+            return check_slide(slide, tissue_mpp=TISSUE_MPP)
+    except SlideError as error:
+        return StainCheck.failed(error.finding, stain, TISSUE_MPP)
+
+
+with stage_log(snakemake.log[0], stage="check", name=SLIDE) as log:
+    findings, records = [], {}
+    for stain in ("he", "ki67"):
+        checked = check(stain) if stain in PARAMS.files else None
+        findings.extend(checked.findings if checked else [empty_cell_finding(SLIDE, stain)])
+        records[stain] = checked.to_json() if checked else None
+        tissue = checked.tissue if checked and checked.usable else Mask.empty(stain, TISSUE_MPP)
+        write_mask_png(OUTPUT[f"tissue_{stain}"], tissue)
+        empty = StainCheck.failed(empty_cell_finding(SLIDE, stain), stain)
+        write_image_jpeg(OUTPUT[f"thumbnail_{stain}"], (checked or empty).thumbnail)
+        log.note(f"{stain} {tissue.area_mm2:.1f} mm² of tissue")
+    record = {"slide": SLIDE, "stains": records, "findings": [finding.to_json() for finding in findings]}
+    log.note(", ".join(finding.flag for finding in findings) or "no findings")
+    write_json(OUTPUT.check, record | {"seconds": log.seconds, "versions": versions(DISTRIBUTIONS)})

@@ -1,0 +1,36 @@
+"""Find the tumour on the H&E slide."""
+
+from pathlib import Path
+
+from ki67.errors import SlideError
+from ki67.geometry import Mask
+from ki67.provenance import stage_log, versions
+from ki67.storage import read_json, read_mask_png, write_json, write_tumor_zarr
+from ki67.transfer import read_regions
+from ki67.tumor_mask import TumorMask, TumorSettings, make_tumor_mask, open_checked
+
+SLIDE, INPUT, OUTPUT = snakemake.wildcards.slide, snakemake.input, snakemake.output
+SETTINGS = TumorSettings(**snakemake.params.settings)
+
+
+def find(checked: dict) -> TumorMask:
+    """The mask, empty where there is no H&E slide that can be used."""
+    if not (checked and checked["usable"]):
+        return TumorMask(Mask.empty("he", SETTINGS.mask_mpp))
+    geojson = read_regions(snakemake.params.regions, INPUT.roi, slide_id=SLIDE, stain="he")
+    tissue = read_mask_png(INPUT.tissue, checked["tissue_mpp"], "he")
+    with open_checked(INPUT.he, checked, slide_id=SLIDE, stain="he") as slide:
+        return make_tumor_mask(slide, tissue, SETTINGS, model=Path(INPUT.model).parent, geojson=geojson)
+
+
+with stage_log(snakemake.log[0], stage="tumor", name=SLIDE) as log:
+    findings = []
+    try:
+        tumor = find(read_json(INPUT.check)["stains"]["he"])
+    except SlideError as error:
+        findings.append(error.finding.to_json())
+        tumor = TumorMask(Mask.empty("he", SETTINGS.mask_mpp))
+    write_tumor_zarr(OUTPUT.tumor, tumor.mask, tumor.probability if snakemake.params.keep_probability else None)
+    log.note(f"{tumor.mask.area_mm2:.2f} mm² of tumour on the H&E")
+    record = tumor.to_json() | {"findings": findings, "seconds": log.seconds, "versions": versions(("torch", "numpy"))}
+    write_json(OUTPUT.record, record)
