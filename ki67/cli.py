@@ -45,6 +45,52 @@ def draw_fields(
     draw(options, out, nuclei_from=nuclei_from, workers=workers)
 
 
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Option(help="Folder for he.tif, ki67.tif and truth/.")],
+    area_mm2: Annotated[float, typer.Option(help="Area of the tissue, 1 to 1000 mm².")],
+    tumor_share: Annotated[float, typer.Option(help="Share of the tissue that is tumour.")] = 0.4,
+    ki67_fraction: Annotated[float, typer.Option(help="Share of tumour nuclei that are positive.")] = 0.2,
+    rotation_deg: Annotated[float | None, typer.Option(help="Rotation from H&E to Ki-67; drawn if not given.")] = None,
+    shift_um: Annotated[tuple[float, float] | None, typer.Option(help="How far the Ki-67 tissue is off centre.")] = None,
+    flip: Annotated[bool, typer.Option("--flip", help="The Ki-67 section is a mirror image.")] = False,
+    control_tissue: Annotated[bool, typer.Option("--control-tissue", help="Control tissue beside Ki-67.")] = False,
+    pen_mark: Annotated[bool, typer.Option("--pen-mark", help="Ink on both slides.")] = False,
+    fold: Annotated[bool, typer.Option("--fold", help="A fold in both sections.")] = False,
+    blur: Annotated[bool, typer.Option("--blur", help="A defocused patch in the Ki-67 slide.")] = False,
+    missing_part: Annotated[bool, typer.Option("--missing-part", help="A missing part of the Ki-67 section.")] = False,
+    stain_strength: Annotated[float | None, typer.Option(help="1 as usual; drawn if not given.")] = None,
+    mpp: Annotated[float, typer.Option(help="Microns per pixel.")] = 0.5,
+    stains: Annotated[str, typer.Option(help="Slides to write: he, ki67 or he,ki67.")] = "he,ki67",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; all processors if not given.")] = None,
+) -> None:
+    """Draw a pair of slides of consecutive sections, with everything known about them."""
+    from typing import cast
+
+    from ki67.errors import Stain
+    from ki67.phantom import PhantomOptions, draw_slides
+
+    options = PhantomOptions(
+        area_mm2=area_mm2,
+        tumor_share=tumor_share,
+        ki67_fraction=ki67_fraction,
+        rotation_deg=rotation_deg,
+        shift_um=shift_um,
+        flip=flip,
+        control_tissue=control_tissue,
+        pen_mark=pen_mark,
+        fold=fold,
+        blur=blur,
+        missing_part=missing_part,
+        stain_strength=stain_strength,
+        mpp=mpp,
+        stains=cast(tuple[Stain, ...], tuple(stains.split(","))),
+        seed=seed,
+    )
+    draw_slides(options, out, workers=workers)
+
+
 def main() -> None:
     """Run a command; mistakes of the user are one sentence on standard error."""
     try:

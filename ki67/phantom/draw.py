@@ -1,0 +1,195 @@
+"""Drawing a pair of slides with its truth into a folder, block by block in a pool of processes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+import ki67
+from ki67.errors import Stain
+from ki67.phantom.look import Look
+from ki67.phantom.nuclei import REACH_UM, TUMOR, Section
+from ki67.phantom.pair import BLOCK_HEIGHT_PX, BLOCK_WIDTH_PX, PairPlan, PhantomOptions, SlidePlan, plan_pair
+from ki67.phantom.paint import expose, paint
+from ki67.phantom.pyramid import Band, TileRow, encode_tiles, reduce_image, write_pyramid
+from ki67.phantom.truth import NUCLEI_SCHEMA, nuclei_table, tumor_annotations
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A painted block, compressed, and the nuclei whose centres lie in it."""
+
+    tile_rows: list[TileRow]
+    reduced: NDArray[np.uint8]
+    nuclei: pa.Table
+
+
+def draw_slides(options: PhantomOptions, folder: Path, *, workers: int | None = None) -> None:
+    """Write ``he.tif``, ``ki67.tif`` and ``truth/`` into a folder; nothing is there before everything is whole.
+
+    The same options give the same bytes, whatever the number of workers.
+
+    Parameters
+    ----------
+    workers
+        Processes; the number of processors where it is ``None``.
+
+    Raises
+    ------
+    Ki67Error
+        If an option is out of its range.
+    """
+    plan = plan_pair(options)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".drawing-") as scratch_name:
+        scratch = Path(scratch_name)
+        (scratch / "truth").mkdir()
+        truth = _write_truth(options, plan, scratch / "truth")
+        with _pool(workers) as submit:
+            for stain in options.stains:
+                counts = _write_slide(plan.slides[stain], stain, scratch, submit)
+                truth |= counts if stain == "ki67" else {}
+        (scratch / "truth" / "truth.json").write_text(json.dumps(truth, indent=2) + "\n", encoding="utf-8")
+        shutil.rmtree(folder / "truth", ignore_errors=True)
+        for made in [*(scratch / f"{stain}.tif" for stain in options.stains), scratch / "truth"]:
+            made.replace(folder / made.name)
+
+
+def _write_truth(options: PhantomOptions, plan: PairPlan, folder: Path) -> dict[str, Any]:
+    """Write transform and outlines; return what truth.json says of them."""
+    areas: dict[str, float] = {}
+    for stain in options.stains:
+        annotations, areas[f"tumor_{stain}_mm2"] = tumor_annotations(plan.slides[stain])
+        (folder / f"tumor_{stain}.geojson").write_text(json.dumps(annotations), encoding="utf-8")
+    (folder / "transform.json").write_text(json.dumps(plan.transform.to_json(), indent=2) + "\n", encoding="utf-8")
+    return {
+        "version": ki67.__version__,
+        "options": asdict(options),
+        "tissue_mm2": plan.tissue_mm2,
+        **areas,
+        "looks": {stain: asdict(plan.slides[stain].section.look) for stain in options.stains},
+    }
+
+
+def _write_slide(plan: SlidePlan, stain: Stain, folder: Path, submit: Submit) -> dict[str, Any]:
+    """Write a slide and, for Ki-67, its nuclei; return counts for truth.json."""
+    counts = {"tumor_nuclei": 0, "positive_tumor_nuclei": 0, "nuclei": 0}
+    with pq.ParquetWriter(folder / "truth" / "nuclei.parquet", NUCLEI_SCHEMA) if stain == "ki67" else _nowhere() as rows:
+
+        def bands() -> Iterator[Band]:
+            for row in _painted_rows(plan, submit):
+                table = pa.concat_tables([block.nuclei for block in row])
+                _count(counts, table)
+                if rows is not None:
+                    rows.write_table(table)
+                tile_rows = [sum(parts, []) for parts in zip(*(block.tile_rows for block in row), strict=True)]
+                yield Band(tile_rows, np.concatenate([block.reduced for block in row], axis=1))
+
+        write_pyramid(folder / f"{stain}.tif", plan.width_px, plan.height_px, plan.mpp, bands(), folder)
+    total = counts["tumor_nuclei"]
+    return {**counts, "index": counts["positive_tumor_nuclei"] / total if total else None}
+
+
+@contextmanager
+def _nowhere() -> Iterator[None]:
+    yield None
+
+
+def _count(counts: dict[str, int], table: pa.Table) -> None:
+    tumor = np.asarray(table["kind"].combine_chunks().indices) == TUMOR
+    positive = np.asarray(table["positive"])
+    counts["nuclei"] += len(table)
+    counts["tumor_nuclei"] += int(tumor.sum())
+    counts["positive_tumor_nuclei"] += int((tumor & positive).sum())
+
+
+Submit = Callable[..., "Future[_Block]"]
+
+
+@contextmanager
+def _pool(workers: int | None) -> Iterator[Submit]:
+    """A way to have blocks drawn: by other processes, or at once where there is one worker."""
+    workers = workers or multiprocessing.cpu_count()
+    if workers == 1:
+        yield _at_once
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        yield pool.submit
+
+
+def _at_once(work: Callable[..., _Block], *arguments: Any) -> Future[_Block]:
+    future: Future[_Block] = Future()
+    future.set_result(work(*arguments))
+    return future
+
+
+def _painted_rows(plan: SlidePlan, submit: Submit) -> Iterator[list[_Block]]:
+    """Rows of blocks from top to bottom; only some more than one row is in memory at any time."""
+    columns = range(0, plan.width_px, BLOCK_WIDTH_PX)
+    places = ((left, top) for top in range(0, plan.height_px, BLOCK_HEIGHT_PX) for left in columns)
+    ahead = 2 * multiprocessing.cpu_count() if submit is not _at_once else 1
+    waiting: deque[Future[_Block]] = deque()
+    row: list[_Block] = []
+    while True:
+        while len(waiting) < ahead and (place := next(places, None)) is not None:
+            waiting.append(submit(_draw_block, plan, *place))
+        if not waiting:
+            return
+        row.append(waiting.popleft().result())
+        if len(row) == len(columns):
+            yield row
+            row = []
+
+
+def _draw_block(plan: SlidePlan, left_px: int, top_px: int) -> _Block:
+    """Paint and compress the block whose top-left pixel is given."""
+    section = plan.control if plan.control is not None and left_px < plan.control_px else plan.section
+    width, height = min(BLOCK_WIDTH_PX, plan.width_px - left_px), min(BLOCK_HEIGHT_PX, plan.height_px - top_px)
+    x_um, y_um = left_px * plan.mpp, top_px * plan.mpp
+    if _is_glass(section, x_um, y_um, width * plan.mpp, height * plan.mpp):
+        return _glass(section.look, width, height)
+    painting = paint(section, x_um, y_um, width, height, plan.mpp)
+    nuclei = painting.nuclei
+    columns = np.floor(nuclei.x_um / plan.mpp).astype(np.int64) - left_px
+    rows = np.floor(nuclei.y_um / plan.mpp).astype(np.int64) - top_px
+    owned = (columns >= 0) & (rows >= 0) & (columns < width) & (rows < height)
+    in_tumor = painting.tumor_um[rows[owned], columns[owned]] > 0
+    return _Block(
+        encode_tiles(painting.rgb), reduce_image(painting.rgb), nuclei_table(nuclei.take(owned), in_tumor)
+    )
+
+
+def _is_glass(section: Section, x_um: float, y_um: float, width_um: float, height_um: float) -> bool:
+    """Whether there is nothing to paint in a window."""
+    step = 16.0
+    axes = [np.arange(low - REACH_UM, low + length + REACH_UM, step) for low, length in ((x_um, width_um), (y_um, height_um))]
+    x, y = np.meshgrid(*axes)
+    ink = section.artifacts.pen(*section.layout_points(x, y))
+    return bool((section.site(x, y).tissue_um < -step).all() and (ink == 0).all())
+
+
+@lru_cache(maxsize=8)
+def _glass(look: Look, width_px: int, height_px: int) -> _Block:
+    """A block of empty glass; all of one size are alike, as blocks are whole tiles of the camera's noise."""
+    light = np.empty((height_px, width_px, 3), dtype=np.float32)
+    light[:] = look.white
+    rgb = expose(light, look, (0, 0))
+    return _Block(encode_tiles(rgb), reduce_image(rgb), NUCLEI_SCHEMA.empty_table())
+
