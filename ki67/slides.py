@@ -35,7 +35,7 @@ LEVEL_TOLERANCE = 1.02  # a level this little coarser than wanted is read rather
 BLOCK_PX = 4096  # a read is cut so that no piece decodes more than about this many level pixels squared
 CACHE_BYTES = 128 * 2**20  # holds a row of tiles of a 40x slide, which the next row of tiles shares in part
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-PICTURE_FORMATS = ("PNG", "JPEG", "MPO", "BMP")
+PICTURE_FORMATS = ("PNG", "JPEG", "BMP")
 
 RgbImage = NDArray[np.uint8]
 
@@ -414,8 +414,11 @@ def _tiff_rgb(path: Path) -> RgbImage:
 
 
 def _picture_pixels(path: Path) -> int:
-    with _opened_picture(path) as picture:
-        return picture.width * picture.height
+    try:
+        with _opened_picture(path) as picture:
+            return picture.width * picture.height
+    except Image.DecompressionBombError:
+        return 2 * int(Image.MAX_IMAGE_PIXELS or 0)  # Pillow opens nothing larger, and does not say how large it is
 
 
 def _picture_rgb(path: Path) -> tuple[RgbImage, str]:

@@ -24,7 +24,7 @@ DARK_BRIGHTNESS = 50  # dense lymph nodes in H&E stay above 80, fluorescence sta
 COLOURLESS_CHROMA = 0.02  # the palest Ki-67 field measured has 0.04, a grayscale image 0
 GREEN_EXCESS = 0.10  # no stain measured lets green pass this much better than both red and blue
 HUE_WEIGHT = 0.3
-HE_LIMIT = 0.12  # real H&E fields score above 0.18, real Ki-67 fields below 0.05
+HE_LIMIT = 0.14  # real H&E fields score 0.24 to 0.78, real Ki-67 fields -0.51 to 0.03
 LIMIT_WIDTH = 0.02
 UNKNOWN_BELOW = 0.8
 
