@@ -133,7 +133,7 @@ def _spoil(section: Section, canvas: _Canvas, amounts: Floats, light: Floats) ->
     grid = section.layout_points(*canvas.grid())
     fold = artifacts.fold(*grid)
     if fold.max() > 0:
-        light *= _transmitted(amounts * canvas.upsample(fold)[..., None], look)
+        light *= _light(amounts * canvas.upsample(fold)[..., None], look, np.zeros(3))
     defocus = artifacts.defocus(*grid)
     if defocus.max() > 0:
         weight = canvas.upsample(defocus)[..., None]
@@ -196,54 +196,66 @@ def _amounts(
                 dab,
                 labels,
             )
-    stroma, cytoplasm, present = _ground(section, canvas, site, nest, cells)
-    amounts = np.empty((*shape, 3), dtype=np.float32)
-    for channel, nuclear in enumerate((hematoxylin, None, dab)):
-        plane = look.stroma_amounts[channel] * stroma
-        plane += look.cytoplasm_amounts[channel] * cytoplasm
-        plane += look.ground_amounts[channel]
-        plane *= present
-        if nuclear is not None:
-            plane += nuclear
-        amounts[..., channel] = plane
+    amounts = _with_ground(section, canvas, site, nest, (hematoxylin, dab, cells))
     return amounts, labels, nest
 
 
-def _ramp(values: Floats, low: float, high: float) -> Floats:
-    """0 below ``low``, 1 above ``high``, straight in between."""
-    return np.clip((values - np.float32(low)) * np.float32(1 / (high - low)), 0, 1)
-
-
-def _ground(section: Section, canvas: _Canvas, site: Site, nest: Floats, cells: Floats) -> tuple[Floats, Floats, Floats]:
-    """Collagen, cytoplasm, and where there is tissue at all, each ``(height, width)`` from 0 to about 1.5."""
+def _with_ground(
+    section: Section, canvas: _Canvas, site: Site, nest: Floats, nuclear: tuple[Floats, Floats, Floats]
+) -> Floats:
+    """Amounts of stain ``(height, width, 3)`` in collagen, cytoplasm and the given nuclei and cell bodies together."""
     look = section.look
     along, across = canvas.upsample(site.fibre_x_um), canvas.upsample(site.fibre_y_um)
     along /= FIBRE_MPP
     across /= FIBRE_MPP
     fibre = sample_texture(fibre_texture(), along, across)
     mottle = sample_texture(mottle_texture(), across, along)
-    inside = _ramp(nest, -1.5, 1.5)
-    stroma = np.maximum(0.85 + 0.32 * look.fibre * fibre + 0.12 * mottle, 0)
-    stroma *= 1 - look.cleft * _ramp(fibre + 0.5 * mottle, -0.9, -2.0)
-    stroma *= 1 - inside
-    cytoplasm = (0.45 + 0.75 * cells + 0.13 * mottle) * inside
     edge = canvas.upsample(np.minimum(site.tissue_um, -site.lumen_um))
-    edge += 0.6 * mottle
-    present = _ramp(edge, -0.7, 0.7)
-    if site.fat.max() > 0:
-        _melt_fat(section, canvas, site, present)
-    return stroma, cytoplasm, present
+    solid = _solid(section, canvas, site) if site.fat.max() > 0 else np.ones((1, 1), dtype=np.float32)
+    parts = np.array([look.stroma_amounts, look.cytoplasm_amounts, look.ground_amounts], dtype=np.float32)
+    amounts = np.empty((*nest.shape, 3), dtype=np.float32)
+    _mix(nest, edge, fibre, mottle, solid, *nuclear, parts, look.fibre, look.cleft, amounts)
+    return amounts
 
 
-def _melt_fat(section: Section, canvas: _Canvas, site: Site, present: Floats) -> None:
-    """Empty the inside of fat cells, in place."""
-    grid = section.layout_points(*canvas.grid())
-    x, y = (canvas.upsample(values) for values in grid)
-    wall = fat_wall_um(x, y)
-    present *= 1 - canvas.upsample(site.fat) * _ramp(wall, 1.3, 2.3)
+def _solid(section: Section, canvas: _Canvas, site: Site) -> Floats:
+    """0 inside fat cells, 1 in their walls and everywhere else, ``(height, width)``."""
+    x, y = (canvas.upsample(values) for values in section.layout_points(*canvas.grid()))
+    wall = np.clip(fat_wall_um(x, y) - np.float32(1.3), 0, 1)
+    return np.asarray(1 - canvas.upsample(site.fat) * wall, dtype=np.float32)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, fastmath=True)  # type: ignore[untyped-decorator]
+def _ramp(value, low, high):  # type: ignore[no-untyped-def]
+    """0 below ``low``, 1 above ``high``, straight in between."""
+    return min(max((value - low) * (1 / (high - low)), np.float32(0)), np.float32(1))
+
+
+@njit(cache=True, nogil=True, fastmath=True)  # type: ignore[untyped-decorator]
+def _mix(  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    nest, edge, fibre, mottle, solid, hematoxylin, dab, cells, parts, contrast, cleft, amounts
+):
+    """Fill ``amounts`` pixel by pixel: collagen in streaks with gaps, mottled cytoplasm, nuclei on top."""
+    height, width = nest.shape
+    melted = solid.size > 1
+    for row in range(height):
+        for column in range(width):
+            streak, cloud = fibre[row, column], mottle[row, column]
+            inside = _ramp(nest[row, column], np.float32(-1.5), np.float32(1.5))
+            stroma = max(0.85 + 0.32 * contrast * streak + 0.12 * cloud, 0.0)
+            stroma *= (1 - cleft * (1 - _ramp(streak + 0.5 * cloud, np.float32(-2.0), np.float32(-0.9)))) * (1 - inside)
+            cytoplasm = (0.45 + 0.75 * cells[row, column] + 0.13 * cloud) * inside
+            present = _ramp(edge[row, column] + 0.6 * cloud, np.float32(-0.7), np.float32(0.7))
+            if melted:
+                present *= solid[row, column]
+            for stain in range(3):
+                amount = parts[0, stain] * stroma + parts[1, stain] * cytoplasm + parts[2, stain]
+                amounts[row, column, stain] = present * amount
+            amounts[row, column, 0] += hematoxylin[row, column]
+            amounts[row, column, 2] += dab[row, column]
+
+
+@njit(cache=True, nogil=True, fastmath=True)  # type: ignore[untyped-decorator]
 def _paint_nuclei(  # type: ignore[no-untyped-def]  # noqa: PLR0913
     x_px, y_px, semi_major_um, semi_minor_um, angle, harmonics, nuclear_hematoxylin, nuclear_dab, vesicular, chromatin,
     rim, edge_um, cytoplasm_um, nucleoli, texture, grain, hematoxylin, dab, cells, labels, mpp,
@@ -309,7 +321,7 @@ def _paint_nuclei(  # type: ignore[no-untyped-def]  # noqa: PLR0913
                     labels[row, column] = index + 1
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, fastmath=True)  # type: ignore[untyped-decorator]
 def _stamp_nuclei(  # type: ignore[no-untyped-def]  # noqa: PLR0913
     x_px, y_px, major_px, minor_px, angle, nuclear_hematoxylin, nuclear_dab, which, stamps, hematoxylin, dab, labels
 ):
@@ -348,23 +360,34 @@ def _stamp_nuclei(  # type: ignore[no-untyped-def]  # noqa: PLR0913
 def develop(amounts: Floats, look: Look, mpp: float) -> Floats:
     """Light that passes through these amounts of stain ``(height, width, 3)``, in focus as the look has it."""
     focused = cv2.GaussianBlur(amounts, (0, 0), max(look.blur_um / mpp, 0.3))
-    light = _transmitted(focused, look)
-    light *= np.array(look.white, dtype=np.float32)
-    return light
+    return _light(focused, look, np.log(look.white))
 
 
-def _transmitted(amounts: Floats, look: Look) -> Floats:
-    """Share of red, green and blue light that passes: the law of Beer and Lambert."""
-    vectors = np.array([look.hematoxylin_vector, look.eosin_vector, look.dab_vector], dtype=np.float32)
-    return np.asarray(cv2.exp(cv2.transform(amounts, (-np.log(10) * vectors.T).astype(np.float32))), dtype=np.float32)
+def _light(amounts: Floats, look: Look, log_white: NDArray[np.float64]) -> Floats:
+    """Red, green and blue light that passes: the law of Beer and Lambert."""
+    vectors = np.array([look.hematoxylin_vector, look.eosin_vector, look.dab_vector])
+    matrix = np.column_stack([-np.log(10) * vectors.T, log_white]).astype(np.float32)
+    light = cv2.transform(amounts, matrix)
+    return np.asarray(cv2.exp(light, light), dtype=np.float32)
 
 
 def expose(light: Floats, look: Look, place: tuple[int, int]) -> NDArray[np.uint8]:
-    """What the scanner makes of light ``(height, width, 3)``: sharpening and noise that belongs to the place."""
+    """What the scanner makes of light ``(height, width, 3)``: sharpening and noise that belongs to the place.
+
+    Parameters
+    ----------
+    place
+        Row and column of the window's first pixel without halo: neighbouring windows have one noise.
+    """
     if look.sharpening > 0:
         light = cv2.addWeighted(light, 1 + look.sharpening, cv2.GaussianBlur(light, (0, 0), 1.0), -look.sharpening, 0)
-    height, width = light.shape[:2]
-    rows, columns = (np.arange(length) + start - _HALO_PX for length, start in zip((height, width), place, strict=True))
-    noise = camera_noise()[rows[:, None] % NOISE_SIZE, columns[None] % NOISE_SIZE]
-    # saturating and rounding in one pass
-    return np.asarray(cv2.convertScaleAbs(np.maximum(light + look.noise * noise, 0)), dtype=np.uint8)
+    first_row, first_column = ((start - _HALO_PX) % NOISE_SIZE for start in place)
+    noise = np.float32(look.noise) * np.roll(camera_noise(), (-first_row, -first_column), axis=(0, 1))
+    result = np.empty(light.shape, dtype=np.uint8)
+    for top in range(0, light.shape[0], NOISE_SIZE):
+        for left in range(0, light.shape[1], NOISE_SIZE):
+            tile = np.s_[top : top + NOISE_SIZE, left : left + NOISE_SIZE]
+            height, width = result[tile].shape[:2]
+            noisy = cv2.max(light[tile] + noise[:height, :width], 0)
+            result[tile] = cv2.convertScaleAbs(noisy)
+    return result

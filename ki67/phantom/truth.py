@@ -13,6 +13,9 @@ from ki67.phantom.nuclei import KINDS, Nuclei, Section
 from ki67.phantom.pair import SlidePlan
 from ki67.phantom.textures import Floats
 
+SMALLEST_RING_UM2 = 1000.0
+"""Specks of tumour and gaps in it that are smaller are not outlined."""
+
 NUCLEI_SCHEMA = pa.schema(
     [
         ("x_um", pa.float32()),
@@ -51,10 +54,12 @@ def tumor_annotations(plan: SlidePlan) -> tuple[dict[str, Any], float]:
     x, y = np.arange(0, width_um + step_um, step_um), np.arange(0, height_um + step_um, step_um)
     level = _tumor_level(plan.section, x, y)
     lines, offsets = contour_generator(x, y, level, fill_type=FillType.OuterOffset).filled(0.0, np.inf)
-    features = [
-        _annotation([points[first:last] / plan.mpp for first, last in zip(parts[:-1], parts[1:], strict=True)])
-        for points, parts in zip(lines, offsets, strict=True)
-    ]
+    features = []
+    for points, parts in zip(lines, offsets, strict=True):
+        rings = [points[first:last] for first, last in zip(parts[:-1], parts[1:], strict=True)]
+        outer, *holes = [ring for ring in rings if _area_um2(ring) >= SMALLEST_RING_UM2] or [None]
+        if outer is not None and outer is rings[0]:
+            features.append(_annotation([ring / plan.mpp for ring in (outer, *holes)]))
     area_mm2 = float((level > 0).sum()) * step_um**2 / 1e6
     return {"type": "FeatureCollection", "features": features}, area_mm2
 
@@ -68,6 +73,11 @@ def _tumor_level(section: Section, x_um: NDArray[np.float64], y_um: NDArray[np.f
         level[top : top + 256] = np.minimum(site.nest_um, site.tissue_um)
     level[[0, -1]] = level[:, [0, -1]] = -1.0
     return level
+
+
+def _area_um2(ring: NDArray[np.float64]) -> float:
+    x, y = ring.T
+    return float(abs(np.dot(x[:-1], y[1:]) - np.dot(x[1:], y[:-1])) / 2)
 
 
 def _annotation(rings_px: list[NDArray[np.float64]]) -> dict[str, Any]:
