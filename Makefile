@@ -38,17 +38,17 @@ $(VENV)/installed-test: requirements-test.lock
 	$(call install,$<)
 	@touch $(VENV)/installed
 
-# Two slides at a time, as each is painted by one processor.
+# A slide for each processor at a time.
 demo: setup
 	@$(MAKE) --no-print-directory -j$(CORES) $(DEMO:%=demo/slides/%/drawn)
 	$(BIN)/snakemake --cores $(CORES) --directory demo --config slides=config/demo.tsv --quiet rules
 	@$(BIN)/python tests/workflow/check_demo.py demo
 
-PHANTOM = $(BIN)/python -m ki67 phantom --out $(@D) --area-mm2 10
+PHANTOM = $(BIN)/python -m ki67 phantom --out $(@D) --area-mm2 10 --workers 1
 demo/slides/plain/drawn: OPTIONS = --seed 1 --ki67-fraction 0.15
 demo/slides/flipped/drawn: OPTIONS = --seed 2 --ki67-fraction 0.40 --flip
 demo/slides/no_tumor/drawn: OPTIONS = --seed 3 --tumor-share 0
-demo/slides/ihc_only/drawn: OPTIONS = --seed 4 --ki67-fraction 0.05
+demo/slides/ihc_only/drawn: OPTIONS = --seed 4 --ki67-fraction 0.05 --stains ki67
 demo/slides/%/drawn: | setup
 	@rm -rf $(@D)
 	$(PHANTOM) $(OPTIONS)

@@ -154,9 +154,7 @@ def training_datasets(wildcards) -> list[str]:
 
 def training_settings(network: str) -> dict:
     settings = SETTINGS["train"][network]
-    return {
-        "steps": settings["steps"],
-        "batch_size": settings["batch_size"],
+    return {key: settings[key] for key in ("steps", "batch_size", "learning_rate")} | {
         "encoder_weights": SETTINGS["train"]["encoder_weights"],
         "device": SETTINGS["network"]["device"],
     }

@@ -1,12 +1,14 @@
 rule index:
     input:
         check="results/{slide}/check.json",
-        tumor_he_record="results/{slide}/tumor_he.json",
-        transform="results/{slide}/transform.json",
-        transfer_record="results/{slide}/transfer.json",
-        nuclei_record="results/{slide}/nuclei.json",
-        nuclei="results/{slide}/nuclei.parquet",
-        tumor="results/{slide}/tumor_ki67.ome.zarr",
+        tumor="results/{slide}/tumor_he.json",
+        register="results/{slide}/transform.json",
+        transfer="results/{slide}/transfer.json",
+        nuclei="results/{slide}/nuclei.json",
+        table="results/{slide}/nuclei.parquet",
+        tumor_he="results/{slide}/tumor_he.ome.zarr",
+        tumor_ki67="results/{slide}/tumor_ki67.ome.zarr",
+        he=slide_file("he"),
         ki67=slide_file("ki67"),
     output:
         index="results/{slide}/ki67.json",

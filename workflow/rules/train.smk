@@ -1,3 +1,6 @@
+# A training that was stopped goes on from training/<network>/checkpoint.pt, which is no output, so that it stays.
+
+
 rule draw_fields:
     output:
         fields=directory("training/drawn/{network}"),
@@ -24,6 +27,7 @@ rule train:
         weights="training/{network}/weights.safetensors",
         model="training/{network}/model.json",
         card="training/{network}/card.md",
+        scores="training/{network}/scores.json",
         curve="training/{network}/curve.png",
     log:
         "logs/train/{network}.log",
@@ -37,7 +41,6 @@ rule train:
         runtime=1440,
         gpu=gpus_wanted(),
     params:
-        checkpoint="training/checkpoints/{network}.pt",
         settings=lambda wildcards: training_settings(wildcards.network),
         code=lambda wildcards: code_of("train.py"),
     script:

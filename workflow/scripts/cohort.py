@@ -4,7 +4,7 @@ from ki67.cohort import patient_table, slide_table
 from ki67.figures import cohort_overview
 from ki67.index import MEASURES
 from ki67.provenance import stage_log, versions
-from ki67.storage import read_json, write_cohort_zarr, write_csv
+from ki67.storage import read_json, write_cohort_zarr, write_csv, write_image_png
 
 with stage_log(snakemake.log[0], stage="cohort", name="cohort") as log:
     records = [read_json(path) for path in snakemake.input.indices]
@@ -13,5 +13,5 @@ with stage_log(snakemake.log[0], stage="cohort", name="cohort") as log:
     write_csv(snakemake.output.cohort, slides)
     write_csv(snakemake.output.patients, patients)
     write_cohort_zarr(snakemake.output.store, slides, MEASURES, {"versions": versions(("anndata", "pandas"))})
-    cohort_overview(snakemake.output.overview, slides)
+    write_image_png(snakemake.output.overview, cohort_overview(slides))
     log.note(f"{slides['index'].notna().sum()} of {len(slides)} slides scored, {len(patients)} patients")

@@ -1,1 +1,40 @@
-print(1)
+"""Find the positive and negative nuclei in the tumour of the Ki-67 slide."""
+
+from pathlib import Path
+
+from ki67.errors import SlideError
+from ki67.nucleus_table import empty_nuclei
+from ki67.provenance import stage_log, versions
+from ki67.storage import read_json, read_tumor_zarr, write_json, write_nuclei_geojson, write_nuclei_parquet
+from ki67.tumor_mask import open_checked
+
+SLIDE, INPUT, OUTPUT = snakemake.wildcards.slide, snakemake.input, snakemake.output
+SETTINGS = snakemake.params.settings
+
+
+def find(checked: dict, tumor) -> tuple:
+    """Table of nuclei and what to tell of the network's run."""
+    from ki67.networks import load_network  # torch takes seconds to import, and many slides do not come this far
+    from ki67.nuclei import detect_nuclei
+
+    network = load_network(Path(INPUT.model).parent, device=SETTINGS["device"])
+    running = {key: SETTINGS[key] for key in ("batch_size", "reader_threads")}
+    with open_checked(INPUT.ki67, checked, slide_id=SLIDE, stain="ki67") as slide:
+        found = detect_nuclei(slide, tumor, network, **running)
+    model = {"name": network.spec.name, "sha256": network.spec.sha256}
+    return found.table, {"model": model, "statistics": found.statistics.to_json()}
+
+
+with stage_log(snakemake.log[0], stage="nuclei", name=SLIDE) as log:
+    checked, tumor = read_json(INPUT.check)["stains"]["ki67"], read_tumor_zarr(INPUT.tumor, "ki67")
+    nuclei, told, findings = empty_nuclei(), {"model": None, "statistics": None}, []
+    try:
+        if tumor.pixels.any():
+            nuclei, told = find(checked, tumor)
+    except SlideError as error:
+        findings.append(error.finding)
+    write_nuclei_parquet(OUTPUT.nuclei, nuclei)
+    write_nuclei_geojson(OUTPUT.geojson, nuclei, checked["mpp"] if len(nuclei) else 1.0, slide_id=SLIDE)
+    log.note(f"{len(nuclei)} nuclei, {int(nuclei['positive'].sum())} positive")
+    told |= {"nuclei": len(nuclei), "findings": findings, "seconds": log.seconds}
+    write_json(OUTPUT.record, told | {"versions": versions(("torch", "numpy", "scikit-image"))})
