@@ -240,13 +240,14 @@ def save_network(folder: Path, module: nn.Module, spec: NetworkSpec, card: str) 
     }
     content = safetensors.torch.save(state)
     spec = replace(spec, sha256=hashlib.sha256(content).hexdigest())
-    _write_whole(folder / "weights.safetensors", content)
-    _write_whole(folder / "card.md", card.encode())
-    _write_whole(folder / "model.json", (json.dumps(spec.to_json(), indent=2) + "\n").encode())
+    write_whole(folder / "weights.safetensors", content)
+    write_whole(folder / "card.md", card.encode())
+    write_whole(folder / "model.json", (json.dumps(spec.to_json(), indent=2) + "\n").encode())
     return spec
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(content)
     temporary.replace(path)
