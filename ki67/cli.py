@@ -52,7 +52,9 @@ def phantom(
     tumor_share: Annotated[float, typer.Option(help="Share of the tissue that is tumour.")] = 0.4,
     ki67_fraction: Annotated[float, typer.Option(help="Share of tumour nuclei that are positive.")] = 0.2,
     rotation_deg: Annotated[float | None, typer.Option(help="Rotation from H&E to Ki-67; drawn if not given.")] = None,
-    shift_um: Annotated[tuple[float, float] | None, typer.Option(help="How far the Ki-67 tissue is off centre.")] = None,
+    shift_um: Annotated[
+        tuple[float, float] | None, typer.Option(help="How far the Ki-67 tissue is off centre.")
+    ] = None,
     flip: Annotated[bool, typer.Option("--flip", help="The Ki-67 section is a mirror image.")] = False,
     control_tissue: Annotated[bool, typer.Option("--control-tissue", help="Control tissue beside Ki-67.")] = False,
     pen_mark: Annotated[bool, typer.Option("--pen-mark", help="Ink on both slides.")] = False,

@@ -22,6 +22,9 @@ PENS: dict[str, tuple[float, float, float]] = {
 """Natural optical density of marker ink in red, green and blue."""
 
 
+_WAVES = Noise(texture=0, wavelength_um=500.0, angle=0.3, offset_um=(0.0, 0.0))
+
+
 @dataclass(frozen=True)
 class Line:
     """A line through a point, with the direction of its normal; microns of the layout."""
@@ -73,7 +76,7 @@ class Artifacts:
     pen_width_um: float = 350.0
     pen_density: tuple[float, float, float] = PENS["green"]
     missing_side: Line | None = None
-    waves: Noise = Noise(0, 500.0, 0.3, (0.0, 0.0))
+    waves: Noise = _WAVES
 
     def remaining_um(self, x_um: Points, y_um: Points) -> Floats:
         """Signed distance to the missing part, positive in what remains."""
@@ -99,9 +102,13 @@ class Artifacts:
         """Thickness of ink, 0 to about 1."""
         if self.pen_circle is None:
             return np.zeros(np.shape(x_um), dtype=np.float32)
-        waves = self.waves.sample(x_um, y_um)
-        across = np.abs(self.pen_circle.depth_um(x_um, y_um) + 80 * waves)
+        # A hand trembles in longer waves than tissue tears.
+        waves = self.waves.sample(x_um / 5, y_um / 5)
+        across = np.abs(self.pen_circle.depth_um(x_um, y_um) + 0.12 * self.pen_circle.radius_um * waves)
         # A pen that runs dry: two thirds of a ring.
         angle = np.arctan2(y_um - self.pen_circle.y_um, x_um - self.pen_circle.x_um)
         ink = np.clip((self.pen_width_um / 2 - across) / 15, 0, 1) * np.clip((2.1 - np.abs(angle)) * 20, 0, 1)
         return (ink * np.clip(0.85 + 0.12 * waves, 0, 1)).astype(np.float32)
+
+
+NO_ARTIFACTS = Artifacts()

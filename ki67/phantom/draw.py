@@ -12,6 +12,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ import ki67
 from ki67.errors import Stain
 from ki67.phantom.look import Look
 from ki67.phantom.nuclei import REACH_UM, TUMOR, Section
-from ki67.phantom.pair import BLOCK_HEIGHT_PX, BLOCK_WIDTH_PX, PairPlan, PhantomOptions, SlidePlan, plan_pair
 from ki67.phantom.paint import expose, paint
+from ki67.phantom.pair import BLOCK_HEIGHT_PX, BLOCK_WIDTH_PX, PairPlan, PhantomOptions, SlidePlan, plan_pair
 from ki67.phantom.pyramid import Band, TileRow, encode_tiles, reduce_image, write_pyramid
 from ki67.phantom.truth import NUCLEI_SCHEMA, nuclei_table, tumor_annotations
 
@@ -90,7 +91,9 @@ def _write_truth(options: PhantomOptions, plan: PairPlan, folder: Path) -> dict[
 def _write_slide(plan: SlidePlan, stain: Stain, folder: Path, submit: Submit) -> dict[str, Any]:
     """Write a slide and, for Ki-67, its nuclei; return counts for truth.json."""
     counts = {"tumor_nuclei": 0, "positive_tumor_nuclei": 0, "nuclei": 0}
-    with pq.ParquetWriter(folder / "truth" / "nuclei.parquet", NUCLEI_SCHEMA) if stain == "ki67" else _nowhere() as rows:
+    with (
+        pq.ParquetWriter(folder / "truth" / "nuclei.parquet", NUCLEI_SCHEMA) if stain == "ki67" else _nowhere() as rows
+    ):
 
         def bands() -> Iterator[Band]:
             for row in _painted_rows(plan, submit):
@@ -98,7 +101,7 @@ def _write_slide(plan: SlidePlan, stain: Stain, folder: Path, submit: Submit) ->
                 _count(counts, table)
                 if rows is not None:
                     rows.write_table(table)
-                tile_rows = [sum(parts, []) for parts in zip(*(block.tile_rows for block in row), strict=True)]
+                tile_rows = [list(chain(*parts)) for parts in zip(*(block.tile_rows for block in row), strict=True)]
                 yield Band(tile_rows, np.concatenate([block.reduced for block in row], axis=1))
 
         write_pyramid(folder / f"{stain}.tif", plan.width_px, plan.height_px, plan.mpp, bands(), folder)
@@ -171,15 +174,16 @@ def _draw_block(plan: SlidePlan, left_px: int, top_px: int) -> _Block:
     rows = np.floor(nuclei.y_um / plan.mpp).astype(np.int64) - top_px
     owned = (columns >= 0) & (rows >= 0) & (columns < width) & (rows < height)
     in_tumor = painting.tumor_um[rows[owned], columns[owned]] > 0
-    return _Block(
-        encode_tiles(painting.rgb), reduce_image(painting.rgb), nuclei_table(nuclei.take(owned), in_tumor)
-    )
+    return _Block(encode_tiles(painting.rgb), reduce_image(painting.rgb), nuclei_table(nuclei.take(owned), in_tumor))
 
 
 def _is_glass(section: Section, x_um: float, y_um: float, width_um: float, height_um: float) -> bool:
     """Whether there is nothing to paint in a window."""
     step = 16.0
-    axes = [np.arange(low - REACH_UM, low + length + REACH_UM, step) for low, length in ((x_um, width_um), (y_um, height_um))]
+    axes = [
+        np.arange(low - REACH_UM, low + length + REACH_UM, step)
+        for low, length in ((x_um, width_um), (y_um, height_um))
+    ]
     x, y = np.meshgrid(*axes)
     ink = section.artifacts.pen(*section.layout_points(x, y))
     return bool((section.site(x, y).tissue_um < -step).all() and (ink == 0).all())
@@ -192,4 +196,3 @@ def _glass(look: Look, width_px: int, height_px: int) -> _Block:
     light[:] = look.white
     rgb = expose(light, look, (0, 0))
     return _Block(encode_tiles(rgb), reduce_image(rgb), NUCLEI_SCHEMA.empty_table())
-

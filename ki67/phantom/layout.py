@@ -165,7 +165,7 @@ class Layout:
         """Signed distance to the outline of the tissue and to its tears."""
         tears = (self.tear_threshold - np.abs(self.tear.sample(x_um, y_um))) * (self.tear.wavelength_um / 6.3)
         if not np.isfinite(self.radius_um):
-            return tears
+            return tears.astype(np.float32)
         bend = 0.22 * self.radius_um
         x = (x_um + bend * self.outline[0].sample(x_um, y_um)) / self.aspect**0.5
         y = (y_um + bend * self.outline[1].sample(x_um, y_um)) * self.aspect**0.5
@@ -181,7 +181,8 @@ class Layout:
         return (height + 4.0 * self.section_waves[section].sample(x_um, y_um)).astype(np.float32)
 
     def _nest_height(self, x_um: Points, y_um: Points) -> Floats:
-        return sum((weight * noise.sample(x_um, y_um) for noise, weight in self.nest_waves), np.float32(0))  # type: ignore[return-value]
+        waves = [weight * noise.sample(x_um, y_um) for noise, weight in self.nest_waves]
+        return np.sum(waves, axis=0, dtype=np.float32)
 
     def site(self, x_um: Points, y_um: Points, section: int) -> Site:
         """Everything about the points ``(M, N)`` in section 0 or 1."""
@@ -221,6 +222,6 @@ class Layout:
         return np.arctan2(-across_x, across_y)
 
 
-def fat_wall_um(x_um: Points, y_um: Points) -> Floats:
+def fat_wall_um(x_um: NDArray[np.floating], y_um: NDArray[np.floating]) -> Floats:
     """Distance to the nearest wall between fat cells at the points ``(M, N)``, in µm."""
     return sample_texture(cell_texture(), x_um / CELL_MPP, y_um / CELL_MPP)

@@ -47,7 +47,7 @@ class Look:
     fibre, cleft
         Contrast of collagen and share of gaps in it, 0 to 1.
     blur_um, noise, sharpening
-        Standard deviation of the focus, of the camera's noise (grey levels), and strength of the scanner's unsharp mask.
+        Standard deviation of the focus and of the camera's noise (grey levels), strength of the unsharp mask.
     """
 
     stain: Stain

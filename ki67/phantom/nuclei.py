@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from ki67.phantom.artifacts import Artifacts
+from ki67.phantom.artifacts import NO_ARTIFACTS, Artifacts
 from ki67.phantom.layout import Layout, Site
 from ki67.phantom.look import Look
 from ki67.phantom.textures import Floats
@@ -56,7 +56,7 @@ class Section:
     tumor_logit: float = -np.inf
     other_positive: tuple[float, float] = (0.0, 0.0)
     heterogeneity: float = 0.8
-    artifacts: Artifacts = Artifacts()
+    artifacts: Artifacts = NO_ARTIFACTS
 
     def site(self, x_um: NDArray[np.float64], y_um: NDArray[np.float64]) -> Site:
         """The layout at points ``(M, N)`` of this section's frame."""
@@ -213,24 +213,27 @@ def _settle(section: Section, places: _Places) -> tuple[_Places, Site]:
             np.where(site.nest_um > 4.5, crowded, 0),
             np.where(site.nest_um < -4.5, 0.92 * site.lymphocytes + 0.012, 0.006 * (site.nest_um > 8)),
         ],
-        np.where(site.nest_um < -5, 0.36 * section.look.stroma_density * (1 - site.lymphocytes) * np.clip(1 + 0.5 * site.crowding, 0.15, 2), 0),
+        np.where(
+            site.nest_um < -5,
+            0.36 * section.look.stroma_density * (1 - site.lymphocytes) * np.clip(1 + 0.5 * site.crowding, 0.15, 2),
+            0,
+        ),
     )
     share = share * np.where(site.fat > 0.5, 0.12, 1) * solid
     settled = chance < share
     return places.take(settled), _site_of(site, settled)
 
 
+def _rectangle(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Values ``(N,)`` as a padded rectangle: cv2.remap takes images of at most 32767 columns."""
+    width = 1024
+    return np.pad(values, (0, -len(values) % width if len(values) else width)).reshape(-1, width)
+
+
 def _site_at(section: Section, places: _Places) -> Site:
     """The layout at the places; arrays ``(N,)``."""
-    # cv2.remap takes images of at most 32767 columns: the points are laid out as a rectangle.
-    count, width = len(places.x_um), 1024
-    padded = max(1, -(-count // width)) * width
-
-    def rectangle(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.pad(values, (0, padded - count)).reshape(-1, width)
-
-    site = section.site(rectangle(places.x_um), rectangle(places.y_um))
-    return Site(**{field.name: getattr(site, field.name).ravel()[:count] for field in fields(Site)})
+    site = section.site(_rectangle(places.x_um), _rectangle(places.y_um))
+    return Site(**{field.name: getattr(site, field.name).ravel()[: len(places.x_um)] for field in fields(Site)})
 
 
 def _without_crowding(places: _Places, look: Look) -> NDArray[np.bool_]:
@@ -268,59 +271,60 @@ def normal_numbers(first: Floats, second: Floats) -> Floats:
 def _dress(section: Section, places: _Places, site: Site) -> Nuclei:
     """Give settled places their shape, structure and stain."""
     look, u, kind = section.look, places.randoms, places.kind
-    tumor, lymphocyte = kind == TUMOR, kind == LYMPHOCYTE
+    tumor = kind == TUMOR
     normal = [normal_numbers(u[:, index], u[:, index + 1]) for index in range(3, 15, 2)]
-    size = np.select(
-        [tumor, lymphocyte],
-        [look.nucleus_um * np.exp(look.size_spread * normal[0]), 6.4 * np.exp(0.08 * normal[0])],
-        6.6 * np.exp(0.16 * normal[0]),
-    )
-    elongation = np.select(
-        [tumor, lymphocyte],
-        [1 + look.elongation * np.abs(normal[1]), 1.06 + 0.10 * np.abs(normal[1])],
-        np.exp(1.15 + 0.38 * normal[1]),
-    )
-    elongation = np.clip(elongation, 1, 6)
-    size = np.clip(size, 4.5, 1.75 * look.nucleus_um)
-    major = np.minimum(size * np.sqrt(elongation) / 2, REACH_UM - 7)
-    minor = size / np.sqrt(elongation) / 2
-    fibre = section.layout.fibre_direction(*_rectangles(section, places)).ravel()[: len(kind)]
-    fibre = _section_angle(section, fibre) + 0.22 * normal[2]
-    angle = np.where(kind == STROMA, fibre, np.pi * u[:, 15])
+    major, minor = _semi_axes(look, kind, normal[0], normal[1])
+    angle = np.where(kind == STROMA, _fibre_angle(section, places) + 0.22 * normal[2], np.pi * u[:, 15])
     positive, dab = _brown(section, kind, site, u, normal[3])
-    strength = np.select([tumor, lymphocyte], [0.52, 0.98], 0.72) * look.nucleus_strength
-    hematoxylin = strength * np.exp(0.24 * normal[4]) * unmasked_hematoxylin(dab)
     hyperchromatic = np.where(tumor & (u[:, 18] > 0.93), 1.6, 1.0)
+    strength = np.array([0.52, 0.72, 0.98])[kind] * look.nucleus_strength * hyperchromatic
+    single = {
+        "semi_major_um": major,
+        "semi_minor_um": minor,
+        "angle": angle,
+        "hematoxylin": strength * np.exp(0.24 * normal[4]) * unmasked_hematoxylin(dab),
+        "dab": dab,
+        "vesicular": np.where(tumor, look.vesicular, 0.1) * (0.4 + 0.9 * u[:, 19]) / hyperchromatic,
+        "chromatin": np.where(kind == LYMPHOCYTE, 1.1, 1.0) * look.chromatin * (0.5 + u[:, 20]),
+        "rim": np.where(tumor, look.rim, 0.25 * look.rim) * (0.4 + 0.9 * u[:, 21]),
+        "edge_um": 0.7 + 0.8 * u[:, 20] + 12.0 * np.clip(u[:, 22] - 0.82, 0, 1),
+        "cytoplasm_um": np.where(tumor, look.cell_um * (0.7 + 0.6 * u[:, 23]), 0),
+        "texture": u[:, 16:18] * 512,
+    }
     return Nuclei(
         x_um=places.x_um,
         y_um=places.y_um,
         kind=kind,
         positive=positive,
-        semi_major_um=major.astype(np.float32),
-        semi_minor_um=minor.astype(np.float32),
-        angle=angle.astype(np.float32),
         harmonics=_harmonics(look, kind, u),
-        hematoxylin=(hematoxylin * hyperchromatic).astype(np.float32),
-        dab=dab.astype(np.float32),
-        vesicular=(np.where(tumor, look.vesicular, 0.1) * (0.4 + 0.9 * u[:, 19]) / hyperchromatic).astype(np.float32),
-        chromatin=(np.where(lymphocyte, 1.1, 1.0) * look.chromatin * (0.5 + u[:, 20])).astype(np.float32),
-        rim=(np.where(tumor, look.rim, 0.25 * look.rim) * (0.4 + 0.9 * u[:, 21])).astype(np.float32),
-        edge_um=(0.7 + 0.8 * u[:, 20] + 12.0 * np.clip(u[:, 22] - 0.82, 0, 1)).astype(np.float32),
-        cytoplasm_um=np.where(tumor, look.cell_um * (0.7 + 0.6 * u[:, 23]), 0).astype(np.float32),
         nucleoli=_nucleoli(look, tumor, u),
-        texture=(u[:, 16:18] * 512).astype(np.float32),
+        **{name: np.asarray(values, dtype=np.float32) for name, values in single.items()},
     )
 
 
-def _rectangles(section: Section, places: _Places) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    count = len(places.x_um)
-    padded = max(1, -(-count // 1024)) * 1024
-    x, y = (np.pad(values, (0, padded - count)).reshape(-1, 1024) for values in (places.x_um, places.y_um))
-    return section.layout_points(x, y)
+def _semi_axes(
+    look: Look, kind: NDArray[np.int8], first: Floats, second: Floats
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Long and short semi-axes in µm from two normal random numbers a nucleus."""
+    tumor, lymphocyte = kind == TUMOR, kind == LYMPHOCYTE
+    size = np.select(
+        [tumor, lymphocyte],
+        [look.nucleus_um * np.exp(look.size_spread * first), 6.4 * np.exp(0.08 * first)],
+        6.6 * np.exp(0.16 * first),
+    )
+    elongation = np.select(
+        [tumor, lymphocyte],
+        [1 + look.elongation * np.abs(second), 1.06 + 0.10 * np.abs(second)],
+        np.exp(1.15 + 0.38 * second),
+    )
+    size, stretch = np.clip(size, 4.5, 1.75 * look.nucleus_um), np.sqrt(np.clip(elongation, 1, 6))
+    return np.minimum(size * stretch / 2, REACH_UM - 7), size / stretch / 2
 
 
-def _section_angle(section: Section, angle: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Directions of the layout as directions of the section."""
+def _fibre_angle(section: Section, places: _Places) -> NDArray[np.float64]:
+    """Direction of collagen at the places, in the section's frame."""
+    points = section.layout_points(_rectangle(places.x_um), _rectangle(places.y_um))
+    angle = section.layout.fibre_direction(*points).ravel()[: len(places.x_um)]
     back = np.linalg.inv(section.to_layout[:2, :2])
     x, y = np.cos(angle), np.sin(angle)
     return np.arctan2(back[1, 0] * x + back[1, 1] * y, back[0, 0] * x + back[0, 1] * y)
@@ -358,7 +362,7 @@ def _brown(
 
 
 def dab_amounts(look: Look, positive: NDArray[np.bool_], normal: Floats, first: Floats, second: Floats) -> Floats:
-    """DAB in each nucleus from a normal and two uniform random numbers: tan to black if positive, next to none if not."""
+    """DAB in each nucleus from a normal and two uniform random numbers: tan to black if positive, else next to none."""
     strong = POSITIVE_DAB + look.dab_median * np.exp(look.dab_spread * normal)
     weak = POSITIVE_DAB + 0.25 * first
     faint = 0.33 * POSITIVE_DAB * first**3

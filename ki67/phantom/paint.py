@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -65,26 +65,46 @@ class _Canvas:
     height_px: int
     mpp: float
 
-    def upsample(self, coarse: NDArray[np.floating]) -> Floats:
-        """Values on the layout's grid (one grid step beyond the window on every side) at every pixel, bilinear."""
-        scale = self.mpp / GRID_UM
-        matrix = np.array([[scale, 0, scale / 2 + 0.5], [0, scale, scale / 2 + 0.5]], dtype=np.float64)
-        return np.asarray(
-            cv2.warpAffine(
-                coarse.astype(np.float32),
-                matrix,
-                (self.width_px, self.height_px),
-                flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-                borderMode=cv2.BORDER_REPLICATE,
-            )
-        )
+    def _first_steps(self) -> tuple[int, int]:
+        """Column and row of the first grid point: the grid lies at the same places for every window."""
+        return int(np.floor(self.window.x_um / GRID_UM)), int(np.floor(self.window.y_um / GRID_UM))
 
     def grid(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Section coordinates of the layout's grid points."""
-        columns = np.arange(-0.5, self.width_px * self.mpp / GRID_UM + 1.5) * GRID_UM + self.window.x_um
-        rows = np.arange(-0.5, self.height_px * self.mpp / GRID_UM + 1.5) * GRID_UM + self.window.y_um
-        x, y = np.meshgrid(columns, rows)
+        """Section coordinates of the grid points on which the layout is asked."""
+        steps = (range(first, first + round(length // GRID_UM) + 3) for first, length in self._spans())
+        x, y = np.meshgrid(*(np.array(axis) * GRID_UM for axis in steps))
         return x, y
+
+    def _spans(self) -> tuple[tuple[int, float], tuple[int, float]]:
+        column, row = self._first_steps()
+        return (column, self.window.width_um), (row, self.window.height_um)
+
+    def upsample(self, coarse: NDArray[np.floating]) -> Floats:
+        """Values on the grid at every pixel, bilinear."""
+        scale = self.mpp / GRID_UM
+        column, row = self._first_steps()
+        left, top = self.window.x_um / GRID_UM - column, self.window.y_um / GRID_UM - row
+        matrix = np.array([[scale, 0, left + scale / 2], [0, scale, top + scale / 2]])
+        size, flags = (self.width_px, self.height_px), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        return np.asarray(
+            cv2.warpAffine(coarse.astype(np.float32), matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        )
+
+
+@dataclass(frozen=True)
+class _NuclearPlanes:
+    """What nuclei leave on a canvas, each ``(height, width)``: amounts, cell bodies 0 to 1, and labels."""
+
+    hematoxylin: Floats
+    dab: Floats
+    cells: Floats
+    labels: NDArray[np.int32]
+
+    @classmethod
+    def empty(cls, canvas: _Canvas) -> _NuclearPlanes:
+        shape = (canvas.height_px, canvas.width_px)
+        planes = [np.zeros(shape, dtype=np.float32) for _ in range(3)]
+        return cls(planes[0], planes[1], planes[2], np.zeros(shape, dtype=np.int32))
 
 
 def paint(
@@ -110,18 +130,18 @@ def paint(
     halo = _HALO_PX * mpp
     window = Window(x_um - halo, y_um - halo, (width_px + 2 * _HALO_PX) * mpp, (height_px + 2 * _HALO_PX) * mpp)
     canvas = _Canvas(window, width_px + 2 * _HALO_PX, height_px + 2 * _HALO_PX, mpp)
-    grid_x, grid_y = canvas.grid()
-    site = section.site(grid_x, grid_y)
+    site = section.site(*canvas.grid())
     nuclei = place_nuclei(section, window)
-    amounts, labels, nest = _amounts(section, canvas, site, nuclei, stamps)
+    planes = _nuclear_planes(canvas, nuclei) if stamps is None else _stamped_planes(canvas, nuclei, stamps)
+    amounts = _with_ground(section, canvas, site, planes)
     light = develop(amounts, section.look, mpp)
     _spoil(section, canvas, amounts, light)
     rgb = expose(light, section.look, (round(y_um / mpp), round(x_um / mpp)))
-    tumor = np.minimum(nest, canvas.upsample(site.tissue_um))
+    tumor = canvas.upsample(np.minimum(site.nest_um, site.tissue_um))
     inner = np.s_[_HALO_PX:-_HALO_PX, _HALO_PX:-_HALO_PX]
     return Painting(
         np.ascontiguousarray(rgb[inner]),
-        np.ascontiguousarray(labels[inner]),
+        np.ascontiguousarray(planes.labels[inner]),
         nuclei,
         np.ascontiguousarray(tumor[inner]),
     )
@@ -143,68 +163,63 @@ def _spoil(section: Section, canvas: _Canvas, amounts: Floats, light: Floats) ->
         light *= np.exp(-canvas.upsample(pen)[..., None] * np.array(artifacts.pen_density, dtype=np.float32))
 
 
-def _amounts(
-    section: Section, canvas: _Canvas, site: Site, nuclei: Nuclei, stamps: Floats | None
-) -> tuple[Floats, NDArray[np.int32], Floats]:
-    """Hematoxylin, eosin and DAB ``(height, width, 3)``, the label image, and the distance to the tumour's edge."""
+def _nuclear_planes(canvas: _Canvas, nuclei: Nuclei) -> _NuclearPlanes:
+    """Nuclei with drawn structure."""
+    planes = _NuclearPlanes.empty(canvas)
+    _paint_nuclei(
+        *_pixel_places(canvas, nuclei),
+        nuclei.semi_major_um,
+        nuclei.semi_minor_um,
+        nuclei.angle,
+        nuclei.harmonics,
+        nuclei.hematoxylin,
+        nuclei.dab,
+        nuclei.vesicular,
+        nuclei.chromatin,
+        nuclei.rim,
+        nuclei.edge_um,
+        nuclei.cytoplasm_um,
+        nuclei.nucleoli,
+        nuclei.texture,
+        grain_texture(),
+        planes.hematoxylin,
+        planes.dab,
+        planes.cells,
+        planes.labels,
+        canvas.mpp,
+    )
+    return planes
+
+
+def _stamped_planes(canvas: _Canvas, nuclei: Nuclei, stamps: Floats) -> _NuclearPlanes:
+    """Nuclei that look like the given pictures, in cells as drawn ones have."""
+    planes = replace(_NuclearPlanes.empty(canvas), cells=_nuclear_planes(canvas, nuclei).cells)
+    _stamp_nuclei(
+        *_pixel_places(canvas, nuclei),
+        nuclei.semi_major_um / np.float32(canvas.mpp),
+        nuclei.semi_minor_um / np.float32(canvas.mpp),
+        nuclei.angle,
+        nuclei.hematoxylin,
+        nuclei.dab,
+        (nuclei.texture[:, 0].astype(np.float64) * 997 % len(stamps)).astype(np.int64),
+        stamps,
+        planes.hematoxylin,
+        planes.dab,
+        planes.labels,
+    )
+    return planes
+
+
+def _pixel_places(canvas: _Canvas, nuclei: Nuclei) -> tuple[Floats, Floats]:
+    """Columns and rows of the nuclei's centres on the canvas."""
+    columns, rows = nuclei.x_um - canvas.window.x_um, nuclei.y_um - canvas.window.y_um
+    return (columns / canvas.mpp).astype(np.float32), (rows / canvas.mpp).astype(np.float32)
+
+
+def _with_ground(section: Section, canvas: _Canvas, site: Site, nuclear: _NuclearPlanes) -> Floats:
+    """Amounts of stain ``(height, width, 3)`` in collagen, cytoplasm and the given nuclei together."""
     look = section.look
-    shape = (canvas.height_px, canvas.width_px)
     nest = canvas.upsample(site.nest_um)
-    hematoxylin, dab, cells = (np.zeros(shape, dtype=np.float32) for _ in range(3))
-    labels = np.zeros(shape, dtype=np.int32)
-    if len(nuclei):
-        x = ((nuclei.x_um - canvas.window.x_um) / canvas.mpp).astype(np.float32)
-        y = ((nuclei.y_um - canvas.window.y_um) / canvas.mpp).astype(np.float32)
-        _paint_nuclei(
-            x,
-            y,
-            nuclei.semi_major_um,
-            nuclei.semi_minor_um,
-            nuclei.angle,
-            nuclei.harmonics,
-            nuclei.hematoxylin,
-            nuclei.dab,
-            nuclei.vesicular,
-            nuclei.chromatin,
-            nuclei.rim,
-            nuclei.edge_um,
-            nuclei.cytoplasm_um,
-            nuclei.nucleoli,
-            nuclei.texture,
-            grain_texture(),
-            hematoxylin,
-            dab,
-            cells,
-            labels,
-            canvas.mpp,
-        )
-        if stamps is not None:
-            for plane in (hematoxylin, dab, labels):
-                plane[:] = 0
-            which = (nuclei.texture[:, 0].astype(np.float64) * 997 % len(stamps)).astype(np.int64)
-            _stamp_nuclei(
-                x,
-                y,
-                nuclei.semi_major_um / np.float32(canvas.mpp),
-                nuclei.semi_minor_um / np.float32(canvas.mpp),
-                nuclei.angle,
-                nuclei.hematoxylin,
-                nuclei.dab,
-                which,
-                stamps,
-                hematoxylin,
-                dab,
-                labels,
-            )
-    amounts = _with_ground(section, canvas, site, nest, (hematoxylin, dab, cells))
-    return amounts, labels, nest
-
-
-def _with_ground(
-    section: Section, canvas: _Canvas, site: Site, nest: Floats, nuclear: tuple[Floats, Floats, Floats]
-) -> Floats:
-    """Amounts of stain ``(height, width, 3)`` in collagen, cytoplasm and the given nuclei and cell bodies together."""
-    look = section.look
     along, across = canvas.upsample(site.fibre_x_um), canvas.upsample(site.fibre_y_um)
     along /= FIBRE_MPP
     across /= FIBRE_MPP
@@ -214,7 +229,8 @@ def _with_ground(
     solid = _solid(section, canvas, site) if site.fat.max() > 0 else np.ones((1, 1), dtype=np.float32)
     parts = np.array([look.stroma_amounts, look.cytoplasm_amounts, look.ground_amounts], dtype=np.float32)
     amounts = np.empty((*nest.shape, 3), dtype=np.float32)
-    _mix(nest, edge, fibre, mottle, solid, *nuclear, parts, look.fibre, look.cleft, amounts)
+    planes = (nuclear.hematoxylin, nuclear.dab, nuclear.cells)
+    _mix(nest, edge, fibre, mottle, solid, *planes, parts, look.fibre, look.cleft, amounts)
     return amounts
 
 
@@ -232,7 +248,7 @@ def _ramp(value, low, high):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath=True)  # type: ignore[untyped-decorator]
-def _mix(  # type: ignore[no-untyped-def]  # noqa: PLR0913
+def _mix(  # type: ignore[no-untyped-def]
     nest, edge, fibre, mottle, solid, hematoxylin, dab, cells, parts, contrast, cleft, amounts
 ):
     """Fill ``amounts`` pixel by pixel: collagen in streaks with gaps, mottled cytoplasm, nuclei on top."""
@@ -256,7 +272,7 @@ def _mix(  # type: ignore[no-untyped-def]  # noqa: PLR0913
 
 
 @njit(cache=True, nogil=True, fastmath=True)  # type: ignore[untyped-decorator]
-def _paint_nuclei(  # type: ignore[no-untyped-def]  # noqa: PLR0913
+def _paint_nuclei(  # type: ignore[no-untyped-def]
     x_px, y_px, semi_major_um, semi_minor_um, angle, harmonics, nuclear_hematoxylin, nuclear_dab, vesicular, chromatin,
     rim, edge_um, cytoplasm_um, nucleoli, texture, grain, hematoxylin, dab, cells, labels, mpp,
 ):  # fmt: skip
@@ -299,8 +315,8 @@ def _paint_nuclei(  # type: ignore[no-untyped-def]  # noqa: PLR0913
                     continue
                 cover = min(cover, 1.0)
                 clump = grain[
-                    int(row * grain_scale + texture[index, 1]) % grain_size,
-                    int(column * grain_scale + texture[index, 0]) % grain_size,
+                    int(dy * grain_scale + texture[index, 1] + grain_size) % grain_size,
+                    int(dx * grain_scale + texture[index, 0] + grain_size) % grain_size,
                 ]
                 shell = (rho - 0.86) * 7
                 value = 1 + rim[index] / (1 + shell * shell) - vesicular[index] * max(0.0, 1 - rho * rho)
@@ -322,7 +338,7 @@ def _paint_nuclei(  # type: ignore[no-untyped-def]  # noqa: PLR0913
 
 
 @njit(cache=True, nogil=True, fastmath=True)  # type: ignore[untyped-decorator]
-def _stamp_nuclei(  # type: ignore[no-untyped-def]  # noqa: PLR0913
+def _stamp_nuclei(  # type: ignore[no-untyped-def]
     x_px, y_px, major_px, minor_px, angle, nuclear_hematoxylin, nuclear_dab, which, stamps, hematoxylin, dab, labels
 ):
     """Add a picture of a nucleus at every place to the maps of hematoxylin, DAB and labels, in place."""
@@ -360,7 +376,7 @@ def _stamp_nuclei(  # type: ignore[no-untyped-def]  # noqa: PLR0913
 def develop(amounts: Floats, look: Look, mpp: float) -> Floats:
     """Light that passes through these amounts of stain ``(height, width, 3)``, in focus as the look has it."""
     focused = cv2.GaussianBlur(amounts, (0, 0), max(look.blur_um / mpp, 0.3))
-    return _light(focused, look, np.log(look.white))
+    return _light(np.asarray(focused, dtype=np.float32), look, np.log(look.white))
 
 
 def _light(amounts: Floats, look: Look, log_white: NDArray[np.float64]) -> Floats:
@@ -380,7 +396,8 @@ def expose(light: Floats, look: Look, place: tuple[int, int]) -> NDArray[np.uint
         Row and column of the window's first pixel without halo: neighbouring windows have one noise.
     """
     if look.sharpening > 0:
-        light = cv2.addWeighted(light, 1 + look.sharpening, cv2.GaussianBlur(light, (0, 0), 1.0), -look.sharpening, 0)
+        soft = cv2.GaussianBlur(light, (0, 0), 1.0)
+        light = np.asarray(cv2.addWeighted(light, 1 + look.sharpening, soft, -look.sharpening, 0), dtype=np.float32)
     first_row, first_column = ((start - _HALO_PX) % NOISE_SIZE for start in place)
     noise = np.float32(look.noise) * np.roll(camera_noise(), (-first_row, -first_column), axis=(0, 1))
     result = np.empty(light.shape, dtype=np.uint8)
@@ -388,6 +405,6 @@ def expose(light: Floats, look: Look, place: tuple[int, int]) -> NDArray[np.uint
         for left in range(0, light.shape[1], NOISE_SIZE):
             tile = np.s_[top : top + NOISE_SIZE, left : left + NOISE_SIZE]
             height, width = result[tile].shape[:2]
-            noisy = cv2.max(light[tile] + noise[:height, :width], 0)
-            result[tile] = cv2.convertScaleAbs(noisy)
+            noisy = light[tile] + noise[:height, :width]
+            result[tile] = cv2.convertScaleAbs(np.maximum(noisy, 0, out=noisy))
     return result

@@ -19,6 +19,8 @@ from ki67.phantom.textures import Noise
 BLOCK_WIDTH_PX = 2048
 BLOCK_HEIGHT_PX = 1024
 MARGIN_UM = 400.0
+CONTROL_UM = 2200.0
+STAINS: tuple[Stain, ...] = ("he", "ki67")
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,19 @@ class PairPlan:
     tissue_mm2: float
 
 
+@dataclass(frozen=True)
+class _Placement:
+    """Where the tissue lies on a canvas: layout-to-frame matrix ``(3, 3)`` and the canvas in pixels."""
+
+    matrix: NDArray[np.float64]
+    width_px: int
+    height_px: int
+
+    @property
+    def to_layout(self) -> NDArray[np.float64]:
+        return np.asarray(np.linalg.inv(self.matrix), dtype=np.float64)
+
+
 def plan_pair(options: PhantomOptions) -> PairPlan:
     """Decide everything about a pair of slides before the first pixel is painted."""
     rng = np.random.default_rng([options.seed, 7])
@@ -112,45 +127,88 @@ def plan_pair(options: PhantomOptions) -> PairPlan:
     x, y = layout.survey()
     layout = layout.with_tumor_share(options.tumor_share, x, y)
     tissue = layout.tissue_um(x, y) > 0
-    tumor = tissue & (layout.nest_um(x, y, 1) > 0)
-    looks = _looks(rng, options)
-    heterogeneity = float(rng.uniform(0.3, 1.0))
-    logit = logit_for(options.ki67_fraction, layout.hot.sample(x, y)[tumor], heterogeneity)
-    artifacts = _artifacts(rng, options, layout, x[tissue], y[tissue])
-    angle = float(rng.uniform(0, 360)) if options.rotation_deg is None else options.rotation_deg
-    drawn_shift = rng.uniform(-300, 300, 2)
-    shift = drawn_shift if options.shift_um is None else np.array(options.shift_um)
-    other_positive = (float(rng.uniform(0.005, 0.03)), float(rng.uniform(0.03, 0.12)))
-    control = _control(rng, looks["ki67"], options) if options.control_tissue else None
-    edge = np.column_stack([x[tissue], y[tissue]])
-    to_he, he_size = _placed(edge, 0.0, False, np.zeros(2), 0.0)
-    strip_um = 0.0 if control is None else BLOCK_WIDTH_PX * options.mpp * _control_blocks(options)
-    to_ki67, ki67_size = _placed(edge, angle, options.flip, shift, strip_um)
-    slides: dict[Stain, SlidePlan] = {}
-    placements: dict[Stain, tuple[NDArray[np.float64], NDArray[np.float64]]] = {
-        "he": (to_he, he_size),
-        "ki67": (to_ki67, ki67_size),
+    points = np.column_stack([x[tissue], y[tissue]])
+    sections = _sections(rng, options, layout, points)
+    strip_px = BLOCK_WIDTH_PX * max(1, round(CONTROL_UM / (BLOCK_WIDTH_PX * options.mpp))) * options.control_tissue
+    placements = _placements(rng, options, points, strip_px)
+    slides = {
+        stain: SlidePlan(
+            section=replace(sections[stain], to_layout=placement.to_layout),
+            control=None,
+            control_px=0,
+            width_px=placement.width_px,
+            height_px=placement.height_px,
+            mpp=options.mpp,
+        )
+        for stain, placement in placements.items()
     }
-    for index, stain in enumerate(placements):
-        matrix, size_um = placements[stain]
-        section = Section(
+    if options.control_tissue:
+        slides["ki67"] = _with_control(rng, options, slides["ki67"], strip_px)
+    transform = RigidTransform(placements["ki67"].matrix @ placements["he"].to_layout, "he", "ki67")
+    return PairPlan(slides, transform, float(tissue.sum()) * float(x[0, 1] - x[0, 0]) ** 2 / 1e6)
+
+
+def _sections(
+    rng: np.random.Generator, options: PhantomOptions, layout: Layout, points_um: NDArray[np.float64]
+) -> dict[Stain, Section]:
+    """Both sections, not yet placed on their slides; ``points_um`` ``(N, 2)`` lie evenly in the tissue."""
+    looks, artifacts = _looks(rng, options), _artifacts(rng, options, layout, points_um)
+    x, y = points_um[:, 0, None], points_um[:, 1, None]
+    # cv2 takes images of at most 32767 rows.
+    every = 1 + len(x) // 32_000
+    tumor = layout.nest_um(x[::every], y[::every], 1) > 0
+    heterogeneity = float(rng.uniform(0.3, 1.0))
+    logit = logit_for(options.ki67_fraction, layout.hot.sample(x[::every], y[::every])[tumor], heterogeneity)
+    other_positive = (float(rng.uniform(0.005, 0.03)), float(rng.uniform(0.03, 0.12)))
+    return {
+        stain: Section(
             index=index,
             layout=layout,
             look=looks[stain],
-            to_layout=np.linalg.inv(matrix),
+            to_layout=np.eye(3),
             seed=options.seed,
             tumor_logit=logit,
             other_positive=other_positive,
             heterogeneity=heterogeneity,
             artifacts=artifacts[stain],
         )
-        width, height = (int(-(-length // (TILE_PX * options.mpp))) * TILE_PX for length in size_um)
-        placed = None if control is None or stain == "he" else _placed_control(control, strip_um, height * options.mpp)
-        slides[stain] = SlidePlan(
-            section, placed, 0 if placed is None else round(strip_um / options.mpp), width, height, options.mpp
-        )
-    transform = RigidTransform(to_ki67 @ np.linalg.inv(to_he), "he", "ki67")
-    return PairPlan(slides, transform, float(tissue.sum()) * float(x[0, 1] - x[0, 0]) ** 2 / 1e6)
+        for index, stain in enumerate(STAINS)
+    }
+
+
+def _placements(
+    rng: np.random.Generator, options: PhantomOptions, points_um: NDArray[np.float64], strip_px: int
+) -> dict[Stain, _Placement]:
+    """The H&E section upright in the middle of its slide, the Ki-67 section as the options say."""
+    drawn_angle, drawn_shift = float(rng.uniform(0, 360)), rng.uniform(-300, 300, 2)
+    turn = RigidTransform.from_parameters(
+        angle_deg=drawn_angle if options.rotation_deg is None else options.rotation_deg,
+        shift_um=(0.0, 0.0),
+        mirror=options.flip,
+        source="he",
+        target="ki67",
+    )
+    shift = drawn_shift if options.shift_um is None else np.array(options.shift_um)
+    return {
+        "he": _placed(points_um, np.eye(3), np.zeros(2), options.mpp, 0),
+        "ki67": _placed(turn.apply(points_um), turn.matrix, shift, options.mpp, strip_px),
+    }
+
+
+def _placed(
+    turned_um: NDArray[np.float64],
+    turn: NDArray[np.float64],
+    shift_um: NDArray[np.float64],
+    mpp: float,
+    strip_px: int,
+) -> _Placement:
+    """The canvas that holds the turned tissue with a margin, to the right of a strip that stays free."""
+    low, high = turned_um.min(axis=0), turned_um.max(axis=0)
+    size_um = high - low + 2 * MARGIN_UM + 2 * np.abs(shift_um)
+    width, height = (int(np.ceil(length / (TILE_PX * mpp))) * TILE_PX for length in size_um)
+    matrix = turn.copy()
+    matrix[:2, 2] = size_um / 2 - (low + high) / 2 + shift_um + np.array([strip_px * mpp, 0])
+    return _Placement(matrix, width + strip_px, height)
 
 
 def _looks(rng: np.random.Generator, options: PhantomOptions) -> dict[Stain, Look]:
@@ -164,67 +222,40 @@ def _looks(rng: np.random.Generator, options: PhantomOptions) -> dict[Stain, Loo
     return {"he": he, "ki67": replace(ki67, **shared)}
 
 
-def _placed(
-    points_um: NDArray[np.float64], angle_deg: float, mirror: bool, shift_um: NDArray[np.float64], strip_um: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Layout-to-frame matrix ``(3, 3)`` and size of the canvas (x, y) that holds the turned tissue with a margin."""
-    turn = RigidTransform.from_parameters(
-        angle_deg=angle_deg, shift_um=(0.0, 0.0), mirror=mirror, source="he", target="ki67"
-    )
-    turned = turn.apply(points_um)
-    low, high = turned.min(axis=0), turned.max(axis=0)
-    size = high - low + 2 * MARGIN_UM + 2 * np.abs(shift_um)
-    matrix = turn.matrix.copy()
-    matrix[:2, 2] = size / 2 - (low + high) / 2 + shift_um + np.array([strip_um, 0])
-    return matrix, size + np.array([strip_um, 0])
-
-
-def _control_blocks(options: PhantomOptions) -> int:
-    """Blocks that the strip of control tissue is wide."""
-    return max(1, round(2200 / (BLOCK_WIDTH_PX * options.mpp)))
-
-
-def _control(rng: np.random.Generator, look: Look, options: PhantomOptions) -> Section:
-    """Control tissue: full of lymphocytes, many of them positive, without tumour."""
+def _with_control(rng: np.random.Generator, options: PhantomOptions, plan: SlidePlan, strip_px: int) -> SlidePlan:
+    """The same slide with control tissue in its strip: lymphocytes, many of them positive, and no tumour."""
     area_mm2 = float(np.clip(options.area_mm2 / 10, 0.3, 1.5))
     layout = Layout.random(rng, radius_um=1000 * float(np.sqrt(area_mm2 / np.pi))).with_area(area_mm2)
     layout = replace(layout, lymphocyte_threshold=-1.2, fat_threshold=9.0)
-    return Section(1, layout, look, np.eye(3), options.seed + 1, other_positive=(0.03, 0.35))
-
-
-def _placed_control(control: Section, strip_um: float, height_um: float) -> Section:
-    x, y = control.layout.survey()
-    tissue = control.layout.tissue_um(x, y) > 0
-    middle = (np.array([x[tissue].min() + x[tissue].max(), y[tissue].min() + y[tissue].max()])) / 2
-    matrix = np.eye(3)
-    matrix[:2, 2] = np.array([strip_um, height_um]) / 2 - middle
-    return replace(control, to_layout=np.linalg.inv(matrix))
+    x, y = layout.survey()
+    tissue = layout.tissue_um(x, y) > 0
+    middle = np.array([x[tissue].min() + x[tissue].max(), y[tissue].min() + y[tissue].max()]) / 2
+    to_layout = np.eye(3)
+    to_layout[:2, 2] = middle - np.array([strip_px, plan.height_px]) * plan.mpp / 2
+    control = Section(1, layout, plan.section.look, to_layout, options.seed + 1, other_positive=(0.03, 0.35))
+    return replace(plan, control=control, control_px=strip_px)
 
 
 def _artifacts(
-    rng: np.random.Generator, options: PhantomOptions, layout: Layout, x_um: NDArray[np.float64], y_um: NDArray[np.float64]
+    rng: np.random.Generator, options: PhantomOptions, layout: Layout, points_um: NDArray[np.float64]
 ) -> dict[Stain, Artifacts]:
-    """Artifacts of both sections; ``x_um`` and ``y_um`` ``(N,)`` lie in tissue."""
-    radius = layout.radius_um
+    """Artifacts of both sections; ``points_um`` ``(N, 2)`` lie in tissue."""
+    radius, (x, y) = layout.radius_um, points_um.mean(axis=0)
     result: dict[Stain, Artifacts] = {}
-    for stain in ("he", "ki67"):
-        inside = rng.integers(len(x_um), size=3)
-        angles = rng.uniform(0, 2 * np.pi, 2)
-        places = [(float(x_um[index]), float(y_um[index])) for index in inside]
-        middle = np.column_stack([x_um, y_um]).mean(axis=0)
-        along = np.column_stack([x_um, y_um]) @ np.array([np.cos(angles[1]), np.sin(angles[1])])
-        cut = float(np.quantile(along, 0.82))
+    for stain in STAINS:
+        first, second = (points_um[index].tolist() for index in rng.integers(len(points_um), size=2))
+        fold_angle, cut_angle = rng.uniform(0, 2 * np.pi, 2).tolist()
+        side = np.array([np.cos(cut_angle), np.sin(cut_angle)])
+        cut = side * np.quantile(points_um @ side, 0.82)
         ink = tuple(PENS)[int(rng.integers(len(PENS)))]
         only_ki67 = stain == "ki67"
         result[stain] = Artifacts(
-            fold_line=Line(*places[0], float(angles[0])) if options.fold else None,
-            defocus_disc=Disc(*places[1], max(200.0, 0.22 * radius)) if options.blur and only_ki67 else None,
-            pen_circle=Disc(float(middle[0]), float(middle[1]), 1.02 * radius) if options.pen_mark else None,
+            fold_line=Line(first[0], first[1], fold_angle) if options.fold else None,
+            defocus_disc=Disc(second[0], second[1], max(200.0, 0.22 * radius)) if options.blur and only_ki67 else None,
+            pen_circle=Disc(float(x), float(y), 1.02 * radius) if options.pen_mark else None,
             pen_width_um=float(np.clip(0.25 * radius, 120, 700)),
             pen_density=PENS[ink],
-            missing_side=Line(cut * np.cos(angles[1]), cut * np.sin(angles[1]), float(angles[1]))
-            if options.missing_part and only_ki67
-            else None,
+            missing_side=Line(float(cut[0]), float(cut[1]), cut_angle) if options.missing_part and only_ki67 else None,
             waves=Noise.random(rng, float(np.clip(0.5 * radius, 250, 900))),
         )
     return result

@@ -40,7 +40,7 @@ def encode_tiles(rgb: NDArray[np.uint8]) -> list[TileRow]:
     """JPEG streams of the tiles of an image ``(height, width, 3)``; its last pixels are repeated to fill tiles."""
     height, width = rgb.shape[:2]
     padded = cv2.copyMakeBorder(rgb, 0, -height % TILE_PX, 0, -width % TILE_PX, cv2.BORDER_REPLICATE)
-    bgr = cv2.cvtColor(padded, cv2.COLOR_RGB2BGR)
+    bgr = np.asarray(cv2.cvtColor(padded, cv2.COLOR_RGB2BGR), dtype=np.uint8)
     return [
         [_encode(bgr[top : top + TILE_PX, left : left + TILE_PX]) for left in range(0, width, TILE_PX)]
         for top in range(0, height, TILE_PX)
@@ -59,9 +59,7 @@ def reduce_image(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(cv2.resize(cropped, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
-def write_pyramid(
-    path: Path, width_px: int, height_px: int, mpp: float, bands: Iterable[Band], scratch: Path
-) -> None:
+def write_pyramid(path: Path, width_px: int, height_px: int, mpp: float, bands: Iterable[Band], scratch: Path) -> None:
     """Write the TIFF; OpenSlide reads it as ``generic-tiff`` with mpp and levels.
 
     Parameters

@@ -74,7 +74,7 @@ def mottle_texture() -> Floats:
 
 @lru_cache(maxsize=1)
 def cell_texture() -> Floats:
-    """Fat cells: distance in µm to the wall between cells some 60 µm wide, ``(CELL_SIZE, CELL_SIZE)`` at ``CELL_MPP``."""
+    """Distance in µm to the wall between fat cells some 60 µm wide, ``(CELL_SIZE, CELL_SIZE)`` at ``CELL_MPP``."""
     rng = np.random.default_rng(500)
     length_um = CELL_SIZE * CELL_MPP
     count = 17

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -53,13 +54,13 @@ def tumor_annotations(plan: SlidePlan) -> tuple[dict[str, Any], float]:
     step_um = float(max(4.0, np.ceil(np.sqrt(width_um * height_um / 1e7))))
     x, y = np.arange(0, width_um + step_um, step_um), np.arange(0, height_um + step_um, step_um)
     level = _tumor_level(plan.section, x, y)
-    lines, offsets = contour_generator(x, y, level, fill_type=FillType.OuterOffset).filled(0.0, np.inf)
+    found: Any = contour_generator(x, y, level, fill_type=FillType.OuterOffset).filled(0.0, np.inf)
     features = []
-    for points, parts in zip(lines, offsets, strict=True):
-        rings = [points[first:last] for first, last in zip(parts[:-1], parts[1:], strict=True)]
-        outer, *holes = [ring for ring in rings if _area_um2(ring) >= SMALLEST_RING_UM2] or [None]
-        if outer is not None and outer is rings[0]:
-            features.append(_annotation([ring / plan.mpp for ring in (outer, *holes)]))
+    for points, parts in zip(*found, strict=True):
+        outer, *holes = [points[first:last] for first, last in pairwise(parts)]
+        if _area_um2(outer) >= SMALLEST_RING_UM2:
+            large = [outer, *(hole for hole in holes if _area_um2(hole) >= SMALLEST_RING_UM2)]
+            features.append(_annotation([ring / plan.mpp for ring in large]))
     area_mm2 = float((level > 0).sum()) * step_um**2 / 1e6
     return {"type": "FeatureCollection", "features": features}, area_mm2
 

@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -25,6 +25,7 @@ from ki67.phantom.layout import Layout
 from ki67.phantom.look import random_look
 from ki67.phantom.nuclei import Section, logit_for
 from ki67.phantom.paint import Painting, paint
+from ki67.storage import whole
 from ki67.training.restained import RealField, nucleus_stamps, real_field, restain
 
 FieldKind = Literal["nuclei", "tumor_he", "tumor_ki67"]
@@ -90,7 +91,9 @@ def read_real_nuclei(folder: Path) -> RealNuclei:
     for labels_path in sorted((folder / "labels").glob("*.png")):
         bgr = cv2.imread(str(folder / "images" / labels_path.name), cv2.IMREAD_COLOR)
         labels = cv2.imread(str(labels_path), cv2.IMREAD_UNCHANGED)
-        field = None if bgr is None or labels is None else real_field(bgr[..., ::-1], labels)
+        if bgr is None or labels is None:
+            continue
+        field = real_field(np.asarray(bgr[..., ::-1], dtype=np.uint8), np.asarray(labels, dtype=np.int32))
         fields += [] if field is None else [field]
     stamps = [stamp for field in fields for stamp in nucleus_stamps(field)]
     if not stamps:
@@ -101,7 +104,7 @@ def read_real_nuclei(folder: Path) -> RealNuclei:
 def draw_field(options: FieldOptions, index: int, real: RealNuclei | None = None) -> Field:
     """Draw field ``index`` of a dataset; the same arguments give the same field.
 
-    With ``real`` nuclei, half of the fields are whole real fields in new colours, the others drawn tissue with real nuclei.
+    With ``real`` nuclei, half of the fields are real fields in new colours, half are drawn tissue with real nuclei.
     """
     rng = np.random.default_rng([options.seed, _KIND_SEEDS[options.kind], 0 if real is None else 1, index])
     if real is not None and rng.random() < 0.5:
@@ -126,9 +129,7 @@ def _random_mpp(rng: np.random.Generator, options: FieldOptions) -> float:
     return options.mpp * float(np.exp(rng.uniform(np.log(0.8), np.log(1.25))))
 
 
-def _random_painting(
-    rng: np.random.Generator, options: FieldOptions, stamps: NDArray[np.float32] | None
-) -> Painting:
+def _random_painting(rng: np.random.Generator, options: FieldOptions, stamps: NDArray[np.float32] | None) -> Painting:
     mpp = _random_mpp(rng, options)
     layout, origin, (x, y) = _random_place(rng, options.size_px * mpp)
     layout = layout.with_tumor_share(_random_share(rng), x, y)
@@ -174,12 +175,12 @@ def _random_fraction(rng: np.random.Generator) -> float:
     choice = rng.random()
     if choice < 0.08:
         return 0.0
-    return float(rng.beta(0.8, 4)) if choice < 0.5 else float(rng.uniform(0, 1)) if choice < 0.9 else float(rng.beta(6, 1))
+    return (
+        float(rng.beta(0.8, 4)) if choice < 0.5 else float(rng.uniform(0, 1)) if choice < 0.9 else float(rng.beta(6, 1))
+    )
 
 
-def _instances(
-    labels: NDArray[np.int32], positive: NDArray[np.bool_]
-) -> tuple[NDArray[np.uint16], dict[int, int]]:
+def _instances(labels: NDArray[np.int32], positive: NDArray[np.bool_]) -> tuple[NDArray[np.uint16], dict[int, int]]:
     """Labels numbered from 1 without gaps, and the class of each: 1 positive, 2 negative."""
     counts = np.bincount(labels.ravel(), minlength=len(positive) + 1)
     kept = np.flatnonzero(counts[1:] >= SMALLEST_LABEL_PX)
@@ -196,7 +197,7 @@ def tumor_mask(painting: Painting, mpp: float) -> NDArray[np.uint8]:
 
 def degrade(rgb: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
     """What lies between scanner and network: another resolution, brightness and contrast, and JPEG compression."""
-    result = rgb
+    result: Any = rgb
     if rng.random() < 0.25:
         height, width = rgb.shape[:2]
         factor = float(rng.uniform(1.15, 2.0))
@@ -207,9 +208,10 @@ def degrade(rgb: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint
         gain, gamma = rng.uniform(0.92, 1.15), rng.uniform(0.75, 1.35)
         levels = np.clip((np.arange(256) / 255 - black) / (1 - black), 0, 1)
         result = cv2.LUT(result, np.clip(255 * gain * levels**gamma, 0, 255).astype(np.uint8))
-    quality = int(rng.uniform(40, 95))
-    _, encoded = cv2.imencode(".jpg", result, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED), dtype=np.uint8)
+    # cv2 takes blue first, and JPEG keeps green best.
+    _, encoded = cv2.imencode(".jpg", result[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, int(rng.uniform(40, 95))])
+    decoded: Any = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+    return np.ascontiguousarray(decoded[..., ::-1], dtype=np.uint8)
 
 
 def draw_fields(
@@ -235,23 +237,27 @@ def draw_fields(
         raise Ki67Error(f"nuclei of a dataset can be re-stained in fields of kind nuclei only, not {options.kind}")
     if nuclei_from is not None:
         read_real_nuclei(nuclei_from)
-    parts = ("images", "labels", "classes") if options.kind == "nuclei" else ("images", "masks")
-    for part in parts:
-        (folder / part).mkdir(parents=True)
-    write = partial(_write_field, options, nuclei_from, folder)
-    for _ in _over_processes(write, options.count, workers):
-        pass
-    description = {
-        "kind": "instances" if options.kind == "nuclei" else "tumor",
+    with whole(folder) as partial_folder:
+        for part in ("images", "labels", "classes") if options.kind == "nuclei" else ("images", "masks"):
+            (partial_folder / part).mkdir(parents=True)
+        write = partial(_write_field, options, nuclei_from, partial_folder)
+        for _ in _over_processes(write, options.count, workers):
+            pass
+        text = yaml.safe_dump(_description(options, nuclei_from), sort_keys=False)
+        (partial_folder / "dataset.yaml").write_text(text, encoding="utf-8")
+
+
+def _description(options: FieldOptions, nuclei_from: Path | None) -> dict[str, Any]:
+    """What dataset.yaml says."""
+    is_nuclei = options.kind == "nuclei"
+    return {
+        "kind": "instances" if is_nuclei else "tumor",
         "stain": options.stain,
         "mpp": options.mpp,
         "origin": "drawn" if nuclei_from is None else f"nuclei of {nuclei_from.name}, re-stained",
         "seed": options.seed,
         "licence": "CC0",
-    }
-    if options.kind == "nuclei":
-        description["classes"] = {1: "positive", 2: "negative"}
-    (folder / "dataset.yaml").write_text(yaml.safe_dump(description, sort_keys=False), encoding="utf-8")
+    } | ({"classes": {1: "positive", 2: "negative"}} if is_nuclei else {})
 
 
 def _over_processes(work: Callable[[int], None], count: int, workers: int | None) -> Iterator[None]:

@@ -83,7 +83,7 @@ def _stamp(field: RealField, number: int) -> Floats | None:
     offset = centre - axes @ np.full(2, (STAMP_PX - 1) / 2)
     matrix = np.column_stack([axes, offset])
     others = cv2.dilate(((field.labels > 0) & (inside == 0)).astype(np.uint8), np.ones((3, 3), np.uint8))
-    skirt = cv2.dilate(inside, np.ones((5, 5), np.uint8)) & (1 - others) | inside
+    skirt = np.where(others > 0, 0, cv2.dilate(inside, np.ones((5, 5), np.uint8))) + inside > 0
     cover = cv2.GaussianBlur(inside.astype(np.float32), (0, 0), 0.8)
     amount = field.amount * cv2.GaussianBlur(skirt.astype(np.float32), (0, 0), 0.8)
     median = float(np.median(field.amount[inside > 0]))
@@ -160,9 +160,9 @@ def _mosaic(
             count, piece = count + len(present) - first, piece + 1
             left, shelf = left + width, min(shelf, height)
         top += shelf
-    order, labels = np.unique(labels, return_inverse=True)
-    labels = labels.reshape(size_px, size_px).astype(np.int32) + (0 if order[0] == 0 else 1)
-    return amount, labels, np.concatenate(group)[order[order > 0] - 1]
+    order, ranks = np.unique(labels, return_inverse=True)
+    seen = ranks.reshape(size_px, size_px).astype(np.int32) + (0 if order[0] == 0 else 1)
+    return amount, seen, np.concatenate(group)[order[order > 0] - 1]
 
 
 def _piece(field: RealField, diameter_px: float, rng: np.random.Generator) -> tuple[Floats, NDArray[np.int32]]:
