@@ -17,8 +17,11 @@ from ki67.phantom.textures import Floats
 KINDS = ("tumor", "stroma", "lymphocyte")
 TUMOR, STROMA, LYMPHOCYTE = range(3)
 
-POSITIVE_DAB = 0.17
-"""Least amount of DAB in a positive nucleus (clearly tan); negative ones stay below a third of it."""
+POSITIVE_DAB = 0.20
+"""Least amount of DAB in a positive nucleus (clearly tan)."""
+
+NEGATIVE_DAB = 0.06
+"""Most DAB in a negative nucleus (hardly seen)."""
 
 REACH_UM = 16.0
 """No nucleus, with its cytoplasm, reaches farther than this from its centre."""
@@ -365,13 +368,13 @@ def dab_amounts(look: Look, positive: NDArray[np.bool_], normal: Floats, first: 
     """DAB in each nucleus from a normal and two uniform random numbers: tan to black if positive, else next to none."""
     strong = POSITIVE_DAB + look.dab_median * np.exp(look.dab_spread * normal)
     weak = POSITIVE_DAB + 0.25 * first
-    faint = 0.33 * POSITIVE_DAB * first**3
+    faint = NEGATIVE_DAB * first**3
     return np.where(positive, np.where(second < 0.14, weak, np.minimum(strong, 2.6)), faint).astype(np.float32)
 
 
 def unmasked_hematoxylin(dab: Floats) -> Floats:
     """Share of the hematoxylin that is still seen in a nucleus with this amount of DAB."""
-    return np.asarray(1 - 0.95 * dab / (dab + 0.13), dtype=np.float32)
+    return np.where(dab < POSITIVE_DAB, 1, 1 - 0.95 * dab / (dab + 0.06)).astype(np.float32)
 
 
 def positive_share(section: Section, hot: Floats) -> NDArray[np.float64]:
