@@ -1,4 +1,4 @@
-"""Write the lock files from what is installed: each direct requirement, all that these need, and nothing else.
+"""Write lock files and conda environments from what is installed: what is asked for, all that it needs, nothing else.
 
 Usage: .venv/bin/python .ci/lock.py [--check]
 """
@@ -15,6 +15,23 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = {"requirements.in": "requirements.lock", "requirements-test.in": "requirements-test.lock"}
+SLIDES = "imagecodecs numpy opencv-python-headless openslide-bin openslide-python pillow tifffile"
+TABLES = "geopandas ome-zarr pandas pyarrow shapely zarr"
+ENVIRONMENTS = {
+    "registration": f"{SLIDES} matplotlib scipy SimpleITK-SimpleElastix",
+    "torch": f"{SLIDES} {TABLES} matplotlib numba pyyaml safetensors scikit-image scikit-learn scipy "
+    "segmentation-models-pytorch torch torchvision tqdm",
+    "report": f"{SLIDES} {TABLES} anndata dask matplotlib scipy spatialdata statsmodels",
+}
+ENVIRONMENT_HEADER = """# Written by .ci/lock.py, with the versions of requirements.lock.
+channels:
+  - conda-forge
+  - nodefaults
+dependencies:
+  - python=3.11
+  - pip
+  - pip:
+"""
 HEADER = "# Written by .ci/lock.py from {source}, for Python 3.11 on Linux; install with: pip install --no-deps -r\n"
 
 
@@ -61,14 +78,25 @@ def lock_text(source: str) -> str:
     return HEADER.format(source=source) + "".join(f"{name}=={version}\n" for name, version in pins.items())
 
 
+def environment_text(names: str) -> str:
+    """Content of the file of a conda environment."""
+    pins = closure(Requirement(name) for name in names.split())
+    return ENVIRONMENT_HEADER + "".join(f"      - {name}=={version}\n" for name, version in pins.items())
+
+
+def files() -> dict[str, str]:
+    """Content of every file this script writes, by path."""
+    locks = {lock: lock_text(source) for source, lock in LOCKS.items()}
+    return locks | {f"envs/{name}.yaml": environment_text(names) for name, names in ENVIRONMENTS.items()}
+
+
 def main() -> None:
-    """Write the lock files, or with ``--check`` say which one differs from what is installed."""
-    for source, lock in LOCKS.items():
-        text = lock_text(source)
+    """Write the files, or with ``--check`` say which one differs from what is installed."""
+    for name, text in files().items():
         if "--check" not in sys.argv:
-            (ROOT / lock).write_text(text, encoding="utf-8")
-        elif (ROOT / lock).read_text(encoding="utf-8") != text:
-            raise SystemExit(f"{lock} differs from what is installed; run: .venv/bin/python .ci/lock.py")
+            (ROOT / name).write_text(text, encoding="utf-8")
+        elif (ROOT / name).read_text(encoding="utf-8") != text:
+            raise SystemExit(f"{name} differs from what is installed; run: .venv/bin/python .ci/lock.py")
 
 
 if __name__ == "__main__":

@@ -10,9 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ki67.errors import Stain
 from ki67.geometry import Mask, RigidTransform
-from ki67.slides import Slide, open_slide
+from ki67.slides import Slide
 from ki67.transfer import TumorSource, carry_mask, region_mask, within
 
 
@@ -80,13 +79,8 @@ class TumorMask:
         }
 
 
-def open_checked(path: Path | str, record: Mapping[str, Any], *, slide_id: str, stain: Stain) -> Slide:
-    """Open a slide that the check stage could use, by its record of the stain, with the resolution it settled on."""
-    return open_slide(path, slide_id=slide_id, stain=stain, mpp=record["mpp"])
-
-
 def make_tumor_mask(
-    slide: Slide, tissue: Mask, settings: TumorSettings, *, model: Path, geojson: str | None = None
+    slide: Slide, tissue: Mask, settings: TumorSettings, *, model: Path | str, geojson: str | None = None
 ) -> TumorMask:
     """The tumour of a slide, inside its tissue and the regions a person drew.
 
@@ -95,7 +89,7 @@ def make_tumor_mask(
     tissue
         In the slide's frame, at any resolution.
     model
-        Folder of the network.
+        The ``model.json`` of the network.
     geojson
         Regions in pixels of level 0; None where there are none.
 
@@ -109,7 +103,7 @@ def make_tumor_mask(
         allowed = _within_regions(slide, tissue, geojson, settings.mask_mpp)
         if settings.regions == "tumor":
             return TumorMask(allowed, "roi")
-    return _segment(slide, allowed, settings, model)
+    return _segment(slide, allowed, settings, Path(model).parent)
 
 
 def carry_tumor_mask(
@@ -154,11 +148,11 @@ def _within_regions(slide: Slide, tissue: Mask, geojson: str, mpp: float) -> Mas
     return within(region, tissue)
 
 
-def _segment(slide: Slide, allowed: Mask, settings: TumorSettings, model: Path) -> TumorMask:
+def _segment(slide: Slide, allowed: Mask, settings: TumorSettings, folder: Path) -> TumorMask:
     from ki67.networks import load_network  # torch takes seconds to import, and many slides do not come this far
     from ki67.tumor import segment_tumor
 
-    network = load_network(model, device=settings.device)
+    network = load_network(folder, device=settings.device)
     found = segment_tumor(
         slide,
         allowed,

@@ -5,8 +5,8 @@ from pathlib import Path
 from ki67.errors import SlideError
 from ki67.nucleus_table import empty_nuclei
 from ki67.provenance import stage_log, versions
+from ki67.slides import open_slide
 from ki67.storage import read_json, read_tumor_zarr, write_json, write_nuclei_geojson, write_nuclei_parquet
-from ki67.tumor_mask import open_checked
 
 SLIDE, INPUT, OUTPUT = snakemake.wildcards.slide, snakemake.input, snakemake.output
 SETTINGS = snakemake.params.settings
@@ -19,7 +19,7 @@ def find(checked: dict, tumor) -> tuple:
 
     network = load_network(Path(INPUT.model).parent, device=SETTINGS["device"])
     running = {key: SETTINGS[key] for key in ("batch_size", "reader_threads")}
-    with open_checked(INPUT.ki67, checked, slide_id=SLIDE, stain="ki67") as slide:
+    with open_slide(INPUT.ki67, slide_id=SLIDE, stain="ki67", mpp=checked["mpp"]) as slide:
         found = detect_nuclei(slide, tumor, network, **running)
     model = {"name": network.spec.name, "sha256": network.spec.sha256}
     return found.table, {"model": model, "statistics": found.statistics.to_json()}

@@ -4,19 +4,19 @@ from ki67.errors import SlideError
 from ki67.figures import registration_picture
 from ki67.provenance import stage_log, versions
 from ki67.registration import Registration, register
+from ki67.slides import open_slide
 from ki67.storage import read_json, read_mask_png, write_image_png, write_json
 from ki67.transfer import registration_findings
-from ki67.tumor_mask import open_checked
 
 SLIDE, INPUT, OUTPUT = snakemake.wildcards.slide, snakemake.input, snakemake.output
-MPP = snakemake.params.settings["mpp"]
+MPP, VERSIONS = snakemake.params.settings["mpp"], versions(("numpy", "SimpleITK-SimpleElastix"))
 
 
 def find(stains: dict, thumbnails: dict) -> Registration:
     """The registration; the thumbnails it reads are put into the dictionary for the picture."""
     for stain, record in stains.items():
         if record and record["usable"]:
-            with open_checked(INPUT[stain], record, slide_id=SLIDE, stain=stain) as slide:
+            with open_slide(INPUT[stain], slide_id=SLIDE, stain=stain, mpp=record["mpp"]) as slide:
                 thumbnails[stain] = slide.thumbnail(MPP)
     if len(thumbnails) < 2:
         return Registration.not_applicable("there are no two slides that can be used")
@@ -37,5 +37,4 @@ with stage_log(snakemake.log[0], stage="register", name=SLIDE) as log:
         OUTPUT.picture, registration_picture(*shown, found.transform, MPP, title=title, lines=[found.reason])
     )
     log.note(f"{found.verdict}, {found.reason}")
-    told = {"findings": findings, "versions": versions(("numpy", "SimpleITK-SimpleElastix"))}
-    write_json(OUTPUT.transform, found.to_json() | told)
+    write_json(OUTPUT.transform, found.to_json() | {"findings": findings, "versions": VERSIONS})

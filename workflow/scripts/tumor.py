@@ -1,13 +1,12 @@
 """Find the tumour on the H&E slide."""
 
-from pathlib import Path
-
 from ki67.errors import SlideError
 from ki67.geometry import Mask
 from ki67.provenance import stage_log, versions
+from ki67.slides import open_slide
 from ki67.storage import read_json, read_mask_png, write_json, write_tumor_zarr
 from ki67.transfer import read_regions
-from ki67.tumor_mask import TumorMask, TumorSettings, make_tumor_mask, open_checked
+from ki67.tumor_mask import TumorMask, TumorSettings, make_tumor_mask
 
 SLIDE, INPUT, OUTPUT = snakemake.wildcards.slide, snakemake.input, snakemake.output
 SETTINGS = TumorSettings(**snakemake.params.settings)
@@ -19,8 +18,8 @@ def find(checked: dict) -> TumorMask:
         return TumorMask(Mask.empty("he", SETTINGS.mask_mpp))
     geojson = read_regions(snakemake.params.regions, INPUT.roi, slide_id=SLIDE, stain="he")
     tissue = read_mask_png(INPUT.tissue, checked["tissue_mpp"], "he")
-    with open_checked(INPUT.he, checked, slide_id=SLIDE, stain="he") as slide:
-        return make_tumor_mask(slide, tissue, SETTINGS, model=Path(INPUT.model).parent, geojson=geojson)
+    with open_slide(INPUT.he, slide_id=SLIDE, stain="he", mpp=checked["mpp"]) as slide:
+        return make_tumor_mask(slide, tissue, SETTINGS, model=INPUT.model, geojson=geojson)
 
 
 with stage_log(snakemake.log[0], stage="tumor", name=SLIDE) as log:

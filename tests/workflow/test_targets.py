@@ -1,0 +1,82 @@
+"""What would run: all slides, one slide, training; from elsewhere and as a part of another workflow."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.conftest import Workflow, clean_environment, job_counts
+
+STAGES = ("check", "tumor", "register", "transfer", "nuclei", "index")
+HEADER = "slide | ki67 | he"
+
+
+@pytest.fixture
+def sheet(workflow: Workflow) -> Path:
+    (workflow.folder / "a.svs").touch()
+    return workflow.write_sheet(HEADER, "S01 | a.svs | b.svs", "S-2.b | | b.svs")
+
+
+@pytest.mark.usefixtures("shipped_networks")
+def test_all_slides_and_one_by_name(workflow: Workflow, sheet: Path) -> None:
+    one = dict.fromkeys(STAGES, 1)
+    assert workflow.planned("--config", f"slides={sheet.name}") == dict.fromkeys(STAGES, 2) | {"cohort": 1}
+    assert workflow.planned("--config", f"slides={sheet.name}", "--", "results/S01/ki67.json") == one
+    assert workflow.planned("--config", f"slides={sheet.name}", "--", "slide_S01") == one
+    assert workflow.planned("--config", f"slides={sheet.name}", "--", "slide_S-2.b") == one
+
+
+def test_a_slide_that_is_not_in_the_sheet_is_named(workflow: Workflow, sheet: Path) -> None:
+    result = workflow.run("--dry-run", "--config", f"slides={sheet.name}", "--", "results/S09/check.json")
+    assert result.returncode != 0
+    assert "there is no slide S09 in slides.tsv" in result.stdout
+
+
+def test_the_shipped_sheet_asks_for_slides(workflow: Workflow) -> None:
+    result = workflow.run("--dry-run")
+    assert result.returncode != 0
+    assert "config/slides.tsv lists no slide yet; add a row for each (see config/README.md)" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("target", "networks"), [("train_nuclei", 1), ("train_tumor_he", 1), ("train_tumor_ki67", 1), ("train_tumor", 2)]
+)
+def test_networks_are_trained_by_name(workflow: Workflow, target: str, networks: int) -> None:
+    jobs = workflow.planned(target)
+    assert (jobs["draw_fields"], jobs["train"]) == (networks, networks)
+
+
+@pytest.mark.usefixtures("shipped_networks")
+def test_a_network_that_is_not_there_is_named_with_the_way_to_get_it(workflow: Workflow, sheet: Path) -> None:
+    result = workflow.run("--dry-run", "--config", f"slides={sheet.name}", 'models={"nuclei": "training/nuclei"}')
+    assert result.returncode != 0
+    assert "models.nuclei is training/nuclei, but " in result.stdout
+    assert "name a folder of resources/models or train one with: snakemake train_nuclei" in result.stdout
+
+
+@pytest.mark.usefixtures("shipped_networks")
+def test_another_workflow_can_use_this_one_as_a_module(workflow: Workflow, sheet: Path) -> None:
+    snakefile = workflow.folder / "Snakefile"
+    snakefile.write_text(
+        f"module scores:\n    snakefile: '{workflow.clone / 'Snakefile'}'\n    config: {{'slides': '{sheet.name}'}}\n\n"
+        "use rule * from scores as scores_*\n\n"
+        "rule wanted:\n    default_target: True\n    input: 'results/cohort/cohort.csv'\n"
+    )
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--dry-run"]
+    found = subprocess.run(
+        command, cwd=workflow.folder, env=clean_environment(), capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    jobs = job_counts(found.stdout)
+    assert {rule: count for rule, count in jobs.items() if rule != "wanted"} == {
+        **{f"scores_{stage}": 2 for stage in STAGES},
+        "scores_cohort": 1,
+    }
+    check = [*command[:-1], "results/S01/check.json"]
+    run = subprocess.run(
+        check, cwd=workflow.folder, env=clean_environment(), capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert (workflow.folder / "results" / "S01" / "check.json").is_file()
