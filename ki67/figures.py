@@ -1,0 +1,543 @@
+"""Pictures that show a person what was counted: overview and fields of a slide, registration, and the cohort.
+
+Every function returns an RGB uint8 image; ``ki67.storage`` writes it. Positive is red and negative blue, a pair that
+people who cannot tell red from green still tell apart. Pictures carry ids and never file paths.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from ki67.errors import Flag
+from ki67.geometry import Mask, RigidTransform
+from ki67.index import CUTOFFS
+
+if TYPE_CHECKING:
+    import geopandas
+    import pandas
+
+RgbImage = NDArray[np.uint8]
+ReadRegion = Callable[[float, float, int, int, float], RgbImage]
+
+POSITIVE = (222, 24, 24)
+NEGATIVE = (0, 84, 220)
+OUTLINE = (0, 0, 0)
+INK = (25, 25, 25)
+REFERENCE = (196, 80, 0)
+WHITE = (255, 255, 255)
+
+PANEL_PX = 760
+MARGIN_PX = 16
+TITLE_PX = 21
+TEXT_PX = 15
+FINEST_OVERVIEW_MPP = 0.25
+
+FIELD_MPP = 0.5
+FIELD_PX = 400
+FIELD_UM = FIELD_MPP * FIELD_PX
+FIELDS_A_ROW = 2
+SUBPIXEL_BITS = 4
+DOT_RADIUS_PX = (1.1, 2.4)
+PAIR_GAP_PX = 4
+
+OVERVIEW_PX = 1000
+MOST_NAMED = 60
+MOST_LISTED = 25
+INFORMATION = frozenset({Flag.NO_HE, Flag.TUMOR_FROM_KI67})
+
+FLAG_WORDS: dict[Flag, str] = {
+    Flag.MISSING_FILE: "file is missing",
+    Flag.UNREADABLE: "file cannot be read",
+    Flag.NO_MPP: "no microns per pixel",
+    Flag.IMPLAUSIBLE_MPP: "implausible microns per pixel",
+    Flag.NO_TISSUE: "no tissue found",
+    Flag.WRONG_STAIN: "wrong stain",
+    Flag.STAIN_UNCERTAIN: "stain uncertain",
+    Flag.OUT_OF_FOCUS: "out of focus",
+    Flag.PEN_MARK: "pen mark",
+    Flag.NO_HE: "no H&E slide",
+    Flag.NO_KI67: "no Ki-67 slide",
+    Flag.REGISTRATION_REJECTED: "registration rejected",
+    Flag.REGISTRATION_DOUBTFUL: "registration doubtful",
+    Flag.TUMOR_FROM_KI67: "tumour found on the Ki-67 slide itself",
+    Flag.NO_TUMOR: "no tumour found",
+    Flag.NO_NUCLEI: "no nuclei found",
+    Flag.FEWER_THAN_500_NUCLEI: "fewer than 500 nuclei",
+}
+
+
+def overview_mpp(width_um: float, height_um: float) -> float:
+    """Microns per pixel at which a slide of this size fills a panel of its overview."""
+    return max(FINEST_OVERVIEW_MPP, max(width_um, height_um) / PANEL_PX)
+
+
+def headline(record: Mapping[str, Any]) -> str:
+    """The result of a slide in one line.
+
+    >>> headline({"slide": "S1", "index": None})
+    'S1: no Ki-67 index'
+    """
+    if record["index"] is None or math.isnan(record["index"]):
+        return f"{record['slide']}: no Ki-67 index"
+    return (
+        f"{record['slide']}: Ki-67 index {100 * record['index']:.1f} % "
+        f"(95 % interval {100 * record['index_low']:.1f} to {100 * record['index_high']:.1f} %)"
+    )
+
+
+def _details(record: Mapping[str, Any]) -> list[str]:
+    """Counts of a slide, and its findings as sentences."""
+    counted = f"{record['positive']:,} positive of {record['total']:,} tumour nuclei in {record['tumor_mm2']:.2f} mm²"
+    scored = [f"{counted}, category {record['category']}"] if record["total"] else []
+    return scored + [finding["message"] for finding in record["findings"]]
+
+
+def slide_overlay(
+    thumbnail: RgbImage | None, mpp: float, tumor: Mask, nuclei: pandas.DataFrame, record: Mapping[str, Any]
+) -> RgbImage:
+    """Overview of a slide: the stain with the outline of the tumour, and where positive and negative nuclei lie.
+
+    Parameters
+    ----------
+    thumbnail
+        RGB ``(H, W, 3)`` of the whole Ki-67 slide, or None where it cannot be read.
+    mpp
+        Microns per pixel of the thumbnail.
+    tumor
+        Tumour mask in the Ki-67 frame.
+    nuclei
+        Table of nuclei with ``x_um``, ``y_um``, ``positive`` and ``in_tumor``; tumour nuclei are drawn.
+    record
+        Record of the slide, see ``ki67.index.slide_record``.
+    """
+    if thumbnail is None:
+        return _page(headline(record), _details(record), [])
+    stain, panel_mpp = _fit_panel(thumbnail, mpp)
+    outlined = _draw_outline(stain, tumor, panel_mpp, width_px=1)
+    counted = nuclei[nuclei["in_tumor"]]
+    dots = _draw_dots(_fade(stain), counted, panel_mpp)
+    dots = _draw_outline(dots, tumor, panel_mpp, width_px=1)
+    panels = [_draw_scale_bar(panel, panel_mpp) for panel in (outlined, dots)]
+    arrange = _beside if stain.shape[0] >= 0.6 * stain.shape[1] else _above
+    return _page(headline(record), _details(record), [arrange(panels), _legend(panels[0].shape[1])])
+
+
+def field_pictures(
+    read: ReadRegion | None, nuclei: geopandas.GeoDataFrame, tumor: Mask, record: Mapping[str, Any]
+) -> RgbImage:
+    """Fields of 200 µm with the highest, median and lowest local index, each as it is and with outlined nuclei.
+
+    Parameters
+    ----------
+    read
+        Reads ``(x_um, y_um, width_px, height_px, mpp)`` of the Ki-67 slide as RGB; None where it cannot be read, which
+        leaves the text.
+    nuclei
+        Table of nuclei with outlines in microns of the Ki-67 frame; tumour nuclei are drawn.
+    tumor
+        Tumour mask in the Ki-67 frame.
+    record
+        Record of the slide.
+    """
+    counted = nuclei[nuclei["in_tumor"]]
+    fields = choose_fields(counted)
+    if read is None or not fields:
+        return _page(headline(record), _details(record), [])
+    pictures = [_field_picture(read, counted, tumor, field) for field in fields]
+    rows = [_beside(pictures[start : start + FIELDS_A_ROW]) for start in range(0, len(pictures), FIELDS_A_ROW)]
+    return _page(headline(record), _details(record), [*rows, _legend(2 * FIELD_PX)])
+
+
+@dataclass(frozen=True)
+class Field:
+    """A square of FIELD_UM on the slide.
+
+    Attributes
+    ----------
+    name
+        Why it is shown: highest, median or lowest local index.
+    x_um, y_um
+        Upper left corner.
+    positive, total
+        Tumour nuclei whose centre lies in it.
+    """
+
+    name: str
+    x_um: float
+    y_um: float
+    positive: int
+    total: int
+
+
+def choose_fields(nuclei: pandas.DataFrame, *, each: int = FIELDS_A_ROW) -> list[Field]:
+    """The fields of highest, median and lowest local index, ``each`` of them, among those well filled.
+
+    Parameters
+    ----------
+    nuclei
+        Tumour nuclei with ``x_um``, ``y_um`` and ``positive``.
+    """
+    if len(nuclei) == 0:
+        return []
+    corners = np.floor(nuclei[["x_um", "y_um"]].to_numpy() / FIELD_UM).astype(np.int64)
+    cells, member = np.unique(corners, axis=0, return_inverse=True)
+    total = np.bincount(member.ravel())
+    positive = np.bincount(member.ravel(), weights=nuclei["positive"].to_numpy(dtype=float)).astype(np.int64)
+    filled = np.flatnonzero(total >= np.median(total) / 2)
+    order = filled[np.lexsort((filled, -positive[filled] / total[filled]))]
+    return [
+        Field(name, cells[cell, 0] * FIELD_UM, cells[cell, 1] * FIELD_UM, int(positive[cell]), int(total[cell]))
+        for name, cell in _extremes(order, each)
+    ]
+
+
+def _extremes(order: NDArray[np.int64], each: int) -> Iterable[tuple[str, int]]:
+    """The first, middle and last ``each`` of the fields in order, none twice."""
+    if len(order) < 3 * each:
+        each = max(1, len(order) // 3)
+    middle = (len(order) - each) // 2
+    chosen = {"highest": order[:each], "median": order[middle : middle + each], "lowest": order[len(order) - each :]}
+    seen: set[int] = set()
+    for name, cells in chosen.items():
+        for cell in cells:
+            if int(cell) not in seen:
+                seen.add(int(cell))
+                yield name, int(cell)
+
+
+def _field_picture(read: ReadRegion, nuclei: geopandas.GeoDataFrame, tumor: Mask, field: Field) -> RgbImage:
+    plain = read(field.x_um, field.y_um, FIELD_PX, FIELD_PX, FIELD_MPP)
+    drawn = _draw_nuclei(_draw_tumor_edge(plain, tumor, field), nuclei, field)
+    share = 100 * field.positive / field.total
+    text = f"{field.name} local index: {field.positive} of {field.total} positive ({share:.0f} %), "
+    place = f"at x {field.x_um / 1000:.1f} mm, y {field.y_um / 1000:.1f} mm"
+    pair = _beside([_draw_scale_bar(plain, FIELD_MPP), drawn], gap_px=PAIR_GAP_PX)
+    return _above([_text_block(pair.shape[1], [(text + place, TEXT_PX)]), pair], gap_px=PAIR_GAP_PX)
+
+
+def _draw_nuclei(image: RgbImage, nuclei: geopandas.GeoDataFrame, field: Field) -> RgbImage:
+    import shapely
+
+    corner = np.array([field.x_um, field.y_um])
+    near = nuclei[
+        nuclei["x_um"].between(corner[0] - 20, corner[0] + FIELD_UM + 20)
+        & nuclei["y_um"].between(corner[1] - 20, corner[1] + FIELD_UM + 20)
+    ]
+    drawn = image.copy()
+    for outline, positive in zip(near.geometry, near["positive"], strict=True):
+        points = (shapely.get_coordinates(outline.exterior) - corner) / FIELD_MPP - 0.5
+        fixed = np.round(points * 2**SUBPIXEL_BITS).astype(np.int32)[:, None]
+        cv2.polylines(drawn, [fixed], True, POSITIVE if positive else NEGATIVE, 1, cv2.LINE_AA, SUBPIXEL_BITS)
+    return drawn
+
+
+def _draw_tumor_edge(image: RgbImage, tumor: Mask, field: Field) -> RgbImage:
+    centres = (np.arange(FIELD_PX) + 0.5) * FIELD_MPP
+    x, y = np.meshgrid(field.x_um + centres, field.y_um + centres)
+    inside = tumor.contains(np.column_stack([x.ravel(), y.ravel()])).reshape(x.shape)
+    return _stroke(image, inside, width_px=2)
+
+
+def registration_picture(
+    he: RgbImage | None,
+    ki67: RgbImage | None,
+    transform: RigidTransform | None,
+    mpp: float,
+    *,
+    title: str = "H&E and Ki-67",
+    lines: Sequence[str] = (),
+) -> RgbImage:
+    """The H&E carried onto the Ki-67 slide: both, and a checkerboard of both, in which edges should meet.
+
+    Parameters
+    ----------
+    he, ki67
+        RGB thumbnails at ``mpp``; None where there is none.
+    transform
+        From ``he`` to ``ki67``; without one the sections are shown as they are.
+    title, lines
+        What is written above the picture.
+    """
+    if he is None or ki67 is None:
+        shown = [_fit_panel(image, mpp) for image in (he, ki67) if image is not None]
+        return _page(title, lines, [_draw_scale_bar(panel, panel_mpp) for panel, panel_mpp in shown])
+    moved = he if transform is None else _carry(he, transform, mpp, ki67.shape[:2])
+    square_um = round_length_um(max(ki67.shape) * mpp / 5)
+    images = [moved, ki67] if transform is None else [moved, _checkerboard(moved, ki67, square_um / mpp), ki67]
+    panels = [_draw_scale_bar(*_fit_panel(image, mpp, PANEL_PX * 2 // 3)) for image in images]
+    names = (
+        ["H&E", "Ki-67"]
+        if transform is None
+        else ["H&E, carried over", f"both, in squares of {_length_words(square_um)}", "Ki-67"]
+    )
+    titled = [
+        _above([_text_block(panel.shape[1], [(name, TEXT_PX)]), panel], gap_px=PAIR_GAP_PX)
+        for name, panel in zip(names, panels, strict=True)
+    ]
+    return _page(title, lines, [_beside(titled)])
+
+
+def _carry(image: RgbImage, transform: RigidTransform, mpp: float, shape: tuple[int, ...]) -> RgbImage:
+    """Warp an image into the transform's target; pixel centres lie at half pixels."""
+    linear = transform.matrix[:2, :2]
+    half = np.full(2, 0.5)
+    shift = linear @ half + transform.matrix[:2, 2] / mpp - half
+    matrix = np.column_stack([linear, shift])
+    warped = cv2.warpAffine(image, matrix, shape[::-1], flags=cv2.INTER_AREA, borderValue=WHITE)
+    return np.asarray(warped, dtype=np.uint8)
+
+
+def _checkerboard(one: RgbImage, other: RgbImage, square_px: float) -> RgbImage:
+    rows, columns = (np.floor(np.arange(size) / square_px).astype(int) for size in one.shape[:2])
+    return np.where(((rows[:, None] + columns) % 2 == 0)[..., None], one, other).astype(np.uint8)
+
+
+def cohort_overview(slides: pandas.DataFrame, cutoffs: Sequence[float] = CUTOFFS) -> RgbImage:
+    """Index of every slide with its interval, the readers' indices, and a list of slides to look at.
+
+    Parameters
+    ----------
+    slides
+        Table of ``ki67.cohort.slide_table``.
+    cutoffs
+        Fractions between the categories.
+    """
+    scored = slides[slides["index"].notna()]
+    title = f"{len(scored)} of {len(slides)} slides have a Ki-67 index"
+    plot = [_plot_indices(scored, cutoffs)] if len(scored) else []
+    lists = [
+        _list_slides("Without an index", slides[slides["index"].isna()]),
+        _list_slides("With an index, to be looked at", scored[_needs_a_look(scored)]),
+    ]
+    return _page(title, [], [*plot, *(_text_block(OVERVIEW_PX, lines) for lines in lists if lines)])
+
+
+def _needs_a_look(slides: pandas.DataFrame) -> NDArray[np.bool_]:
+    """Whether a slide has flags beyond those that only say where its tumour mask comes from."""
+    return np.array([bool(set(flags.split(";")) - {"", *INFORMATION}) for flags in slides["flags"]], dtype=bool)
+
+
+def _list_slides(heading: str, slides: pandas.DataFrame) -> list[tuple[str, int]]:
+    if slides.empty:
+        return []
+    shown = slides.iloc[:MOST_LISTED]
+    lines = [f"{slide}: {_in_words(flags)}" for slide, flags in zip(shown["slide"], shown["flags"], strict=True)]
+    more = [f"and {len(slides) - len(shown)} more, see cohort.csv"] if len(slides) > len(shown) else []
+    return [(f"{heading} ({len(slides)})", TITLE_PX - 3), *((line, TEXT_PX) for line in [*lines, *more])]
+
+
+def _in_words(flags: str) -> str:
+    """Flags of a table's cell as words."""
+    return ", ".join(FLAG_WORDS[Flag(flag)] for flag in flags.split(";") if flag) or "no reason recorded"
+
+
+def _plot_indices(scored: pandas.DataFrame, cutoffs: Sequence[float]) -> RgbImage:
+    """A row a slide, highest index on top; the ids are left out where they would not be legible."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    named = len(scored) <= MOST_NAMED
+    height_px = 110 + (20 * len(scored) if named else 20 * MOST_NAMED)
+    figure = Figure(figsize=(OVERVIEW_PX / 100, height_px / 100), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    _draw_indices(figure.add_subplot(), scored, cutoffs, named=named)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba(), dtype=np.uint8)[:, :, :3].copy()
+
+
+def _draw_indices(axes: Any, scored: pandas.DataFrame, cutoffs: Sequence[float], *, named: bool) -> None:
+    table = scored.sort_values(["index", "slide"], ascending=[False, True])
+    place = np.arange(len(table))
+    low, index, high = (100 * table[name].to_numpy() for name in ("index_low", "index", "index_high"))
+    color, reference_color = (np.array(rgb) / 255 for rgb in (NEGATIVE, REFERENCE))
+    dots = {"color": color, "markersize": 5 if named else 2.5, "linestyle": "none", "marker": "o", "clip_on": False}
+    for cutoff in cutoffs:
+        axes.axvline(100 * cutoff, color="0.6", linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+    axes.hlines(place, low, high, color=color, linewidth=2 if named else 0.8, alpha=0.55, clip_on=False)
+    flagged = _needs_a_look(table)
+    axes.plot(index[~flagged], place[~flagged], label="index with 95 % interval", **dots)
+    axes.plot(index[flagged], place[flagged], label="the same, to be looked at", markerfacecolor="white", **dots)
+    readers = [name for name in table.columns if name.startswith("reference_index")]
+    references = 100 * table[readers].mean(axis=1).to_numpy()
+    if np.isfinite(references).any():
+        label = "reader" if table[readers].notna().any().sum() == 1 else "mean of the readers"
+        axes.plot(references, place, "D", color=reference_color, markersize=5, fillstyle="none", label=label)
+    axes.set_ylim(len(table) - 0.4, -0.6)
+    axes.set_xlim(0, max(30, np.nanmax([*high, *references]) * 1.05))
+    axes.set_xlabel("Ki-67 index (%)")
+    axes.set_yticks(place if named else [], table["slide"] if named else [])
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower right", frameon=True, framealpha=0.9, fontsize=9)
+
+
+# Drawing on a panel
+
+
+def _fit_panel(image: RgbImage, mpp: float, panel_px: int = PANEL_PX) -> tuple[RgbImage, float]:
+    """The image at the size of a panel, and its microns per pixel then."""
+    factor = panel_px / max(image.shape[:2])
+    size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
+    kind = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, size, interpolation=kind), dtype=np.uint8), mpp / factor
+
+
+def _fade(image: RgbImage) -> RgbImage:
+    """The image in light gray, as a ground for colours."""
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    return np.repeat((255 - 0.35 * (255 - gray))[..., None], 3, axis=2).astype(np.uint8)
+
+
+def _draw_outline(image: RgbImage, tumor: Mask, mpp: float, *, width_px: int = 2) -> RgbImage:
+    height, width = image.shape[:2]
+    size = [max(1, round(pixels * tumor.mpp / mpp)) for pixels in tumor.pixels.shape]
+    scaled = cv2.resize(tumor.pixels.astype(np.uint8) * 255, size[::-1], interpolation=cv2.INTER_AREA) >= 96
+    return _stroke(image, _to_shape(scaled, (height, width)), width_px=width_px)
+
+
+def _to_shape(inside: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Cut or fill up at the lower and right edge; a gap that only rounding left takes the values beside it."""
+    lacking = [max(0, wanted - have) for wanted, have in zip(shape, inside.shape, strict=True)]
+    mode = "edge" if max(lacking) <= 2 else "constant"
+    return np.pad(inside, [(0, amount) for amount in lacking], mode=mode)[: shape[0], : shape[1]]  # type: ignore[call-overload]
+
+
+def _stroke(image: RgbImage, inside: NDArray[np.bool_], *, width_px: int) -> RgbImage:
+    """Draw the edge of a region in black on a white halo, so that it shows on any stain; not along the picture's."""
+    beyond = width_px + 4
+    padded = np.pad(inside.astype(np.uint8), beyond, mode="edge")
+    contours, _ = cv2.findContours(padded, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE, offset=(-beyond, -beyond))
+    drawn = image.copy()
+    for color, thickness in ((WHITE, width_px + 2), (OUTLINE, width_px)):
+        cv2.drawContours(drawn, contours, -1, color, thickness, cv2.LINE_AA)
+    return drawn
+
+
+def _draw_dots(image: RgbImage, nuclei: pandas.DataFrame, mpp: float) -> RgbImage:
+    """A dot for each nucleus; where dots overlap, their colours mix in proportion, so none hides another."""
+    shape = image.shape[:2]
+    radius_px = float(np.clip(math.sqrt(shape[0] * shape[1] / (len(nuclei) + 1)) / 10, *DOT_RADIUS_PX))
+    positive = nuclei["positive"].to_numpy(dtype=bool)
+    points = nuclei[["x_um", "y_um"]].to_numpy() / mpp
+    reds, blues = (_dot_density(points[chosen], shape, radius_px) for chosen in (positive, ~positive))
+    amount = reds + blues
+    share = np.divide(reds, amount, out=np.zeros_like(reds), where=amount > 0)[..., None]
+    color = share * np.array(POSITIVE) + (1 - share) * np.array(NEGATIVE)
+    opacity = (1 - np.exp(-1.8 * amount))[..., None]
+    return np.round(image * (1 - opacity) + color * opacity).astype(np.uint8)
+
+
+def _dot_density(points: NDArray[np.float64], shape: tuple[int, ...], radius_px: float) -> NDArray[np.float32]:
+    """Sum of bumps of height one at each point."""
+    columns, rows = np.floor(points).astype(np.int64).T
+    inside = (rows >= 0) & (columns >= 0) & (rows < shape[0]) & (columns < shape[1])
+    counts = np.bincount(rows[inside] * shape[1] + columns[inside], minlength=shape[0] * shape[1])
+    density = counts.reshape(shape).astype(np.float32) * np.float32(2 * np.pi * radius_px**2)
+    return np.asarray(cv2.GaussianBlur(density, (0, 0), radius_px), dtype=np.float32)
+
+
+def round_length_um(at_most_um: float) -> float:
+    """The largest length of 1, 2 or 5 times a power of ten that is no longer than this.
+
+    >>> round_length_um(50), round_length_um(4999)
+    (50.0, 2000.0)
+    """
+    power = 10.0 ** math.floor(math.log10(at_most_um))
+    return max(step * power for step in (1.0, 2.0, 5.0) if step * power <= at_most_um)
+
+
+def _length_words(length_um: float) -> str:
+    return f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
+
+
+def _draw_scale_bar(image: RgbImage, mpp: float) -> RgbImage:
+    length_um = round_length_um(image.shape[1] * mpp / 4)
+    label = _length_words(length_um)
+    length_px = round(length_um / mpp)
+    canvas = Image.fromarray(image)
+    draw = ImageDraw.Draw(canvas)
+    text_px = round(draw.textlength(label, font=_font(TEXT_PX)))
+    left, bottom = 8, image.shape[0] - 8
+    draw.rectangle((left, bottom - 32, left + max(length_px, text_px) + 12, bottom), fill=WHITE)
+    draw.rectangle((left + 6, bottom - 9, left + 6 + length_px, bottom - 5), fill=INK)
+    draw.text((left + 6, bottom - 30), label, font=_font(TEXT_PX), fill=INK)
+    return np.array(canvas)
+
+
+# Pages
+
+
+def _page(title: str, lines: Sequence[str], blocks: Sequence[RgbImage]) -> RgbImage:
+    """Title and lines of text above blocks of pictures, on white."""
+    width = max((block.shape[1] for block in blocks), default=PANEL_PX)
+    text = _text_block(width, [(title, TITLE_PX), *((line, TEXT_PX) for line in lines)])
+    page = _above([text, *blocks])
+    return np.pad(page, [(MARGIN_PX, MARGIN_PX), (MARGIN_PX, MARGIN_PX), (0, 0)], constant_values=255)
+
+
+def _beside(panels: Sequence[RgbImage], *, gap_px: int = MARGIN_PX) -> RgbImage:
+    height = max(panel.shape[0] for panel in panels)
+    return np.concatenate([_fill_up(panel, height, panel.shape[1] + gap_px) for panel in panels], axis=1)[:, :-gap_px]
+
+
+def _above(panels: Sequence[RgbImage], *, gap_px: int = MARGIN_PX // 2) -> RgbImage:
+    width = max(panel.shape[1] for panel in panels)
+    return np.concatenate([_fill_up(panel, panel.shape[0] + gap_px, width) for panel in panels], axis=0)[:-gap_px]
+
+
+def _fill_up(image: RgbImage, height: int, width: int) -> RgbImage:
+    """The image with white at its lower and right edge."""
+    missing = [(0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)]
+    return np.pad(image, missing, constant_values=255)
+
+
+@cache
+def _font(size_px: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size_px)
+
+
+def _text_block(width_px: int, lines: Sequence[tuple[str, int]]) -> RgbImage:
+    """Lines of text with their sizes, broken at spaces where they are wider than the block."""
+    broken = [(part, size) for text, size in lines for part in _break_line(text, size, width_px)]
+    heights = [round(1.45 * size) for _, size in broken]
+    canvas = Image.new("RGB", (width_px, sum(heights)), WHITE)
+    draw = ImageDraw.Draw(canvas)
+    for (text, size), height, bottom in zip(broken, heights, np.cumsum(heights), strict=True):
+        draw.text((0, int(bottom) - height), text, font=_font(size), fill=INK)
+    return np.array(canvas)
+
+
+def _break_line(text: str, size_px: int, width_px: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and _font(size_px).getlength(longer) > width_px:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def _legend(width_px: int) -> RgbImage:
+    height = 24
+    canvas = Image.new("RGB", (width_px, height), WHITE)
+    draw = ImageDraw.Draw(canvas)
+    x = 0.0
+    for label, color in (("positive", POSITIVE), ("negative", NEGATIVE), ("edge of the tumour", OUTLINE)):
+        if color == OUTLINE:
+            draw.line((x, 12, x + 18, 12), fill=color, width=2)
+        else:
+            draw.ellipse((x + 4, 6, x + 16, 18), fill=color)
+        draw.text((x + 24, 3), label, font=_font(TEXT_PX), fill=INK)
+        x += 24 + draw.textlength(label, font=_font(TEXT_PX)) + 24
+    return np.array(canvas)
