@@ -27,6 +27,7 @@ SMALLEST_TISSUE_MM2 = 0.005
 SMALLEST_TISSUE_SHARE = 0.02
 LARGEST_HOLE_MM2 = 0.02
 PEN_WIDTH_UM = 160.0
+PEN_EDGE_UM = 40.0
 PEN_TEXTURE = 4.0
 DENSE_INK = 1.2
 LEAST_PEN_MM2 = 0.05
@@ -36,6 +37,7 @@ PROBE_UM = 128.0
 PROBE_MPP = 0.5
 PROBES = 64
 LEAST_PROBE_TISSUE = 0.5
+IDENTITY_PIXELS = 400_000
 BLUR_LIMIT = 0.18  # real fields have 0.25 to 2.8; blurred by a gaussian of 3 µm, 0.10 to 0.17
 BLURRED_SHARE_LIMIT = 0.5
 
@@ -165,7 +167,7 @@ def find_tissue(thumbnail: RgbImage, mpp: float, frame: Stain) -> TissueFinding:
     texture = _blur(texture)
     shadow = (chroma < GREY_CHROMA) & (texture < SMOOTH_TEXTURE)
     textured = (texture > TISSUE_TEXTURE) & (density > TEXTURED_OD)
-    pixels = (((density > _density_limit(density)) & ~shadow) | textured) & ~_black(thumbnail, mpp)
+    pixels = (((density > _density_limit(density)) & ~shadow) | textured) & ~_black_border(thumbnail)
     pen = _pen(thumbnail, texture, mpp)
     pixels = _tidy(pixels & ~pen, mpp) & ~pen
     return TissueFinding(Mask(pixels, mpp, frame), float(pen.mean()), glass)
@@ -237,6 +239,8 @@ def check_slide(slide: Slide, *, tissue_mpp: float = 8.0) -> StainCheck:
 
 
 def _local_deviation(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Standard deviation over 3 x 3 pixels, of what is left without slopes such as the shadow of an edge."""
+    image = image - cv2.blur(image, (7, 7))
     return np.sqrt(np.maximum(_blur(image * image) - _blur(image) ** 2, 0), dtype=np.float32)
 
 
@@ -271,20 +275,21 @@ def _density_limit(density: NDArray[np.float32]) -> float:
     return float(np.clip(limit / 200, *TISSUE_OD_RANGE))
 
 
-def _black(thumbnail: RgbImage, mpp: float) -> NDArray[np.bool_]:
-    """Black areas that touch the border or are larger than nuclei: borders, unscanned parts, dark field."""
-    black = (thumbnail.max(axis=2) < BLACK_BRIGHTNESS).astype(np.uint8)
-    count, labels, statistics, _ = cv2.connectedComponentsWithStats(black, connectivity=4)
+def _black_border(thumbnail: RgbImage) -> NDArray[np.bool_]:
+    """Black areas along most of a side of the image: frames, unscanned parts, dark field."""
+    black = thumbnail.max(axis=2) < BLACK_BRIGHTNESS
     height, width = black.shape
-    left, top, columns, rows, area = statistics.T
-    at_border = (left == 0) | (top == 0) | (left + columns == width) | (top + rows == height)
-    kept = (at_border & (area > 4)) | (area * mpp**2 / 1e6 > LARGEST_HOLE_MM2)
+    _, labels, statistics, _ = cv2.connectedComponentsWithStats(black.astype(np.uint8), connectivity=4)
+    left, top, columns, rows, _ = statistics.T
+    at_side = ((left == 0) | (left + columns == width)) & (rows > height / 2)
+    at_end = ((top == 0) | (top + rows == height)) & (columns > width / 2)
+    kept = at_side | at_end
     kept[0] = False
-    return kept[labels] if count > 1 else np.zeros(black.shape, dtype=bool)
+    return np.asarray(kept[labels], dtype=bool)
 
 
 def _pen(thumbnail: RgbImage, texture: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
-    """Strokes of marker: a green, blue, red or black no stain has, even, and broader than any stained structure."""
+    """Strokes of marker: a green, blue, red or black no stain has, broader in places than any stained structure."""
     density = optical_density(thumbnail)
     total = density.sum(axis=2)
     red, green, blue = np.moveaxis(density / np.maximum(total, 1e-3)[..., None], -1, 0)
@@ -294,22 +299,32 @@ def _pen(thumbnail: RgbImage, texture: NDArray[np.float32], mpp: float) -> NDArr
     is_black = (thumbnail.max(axis=2) < 90) & (thumbnail.max(axis=2) - thumbnail.min(axis=2) < 25)
     # Ink over tissue is as textured as the tissue, but denser than any stain in the mean of 8 µm.
     dense_enough = total > np.where(texture < PEN_TEXTURE, 0.5, DENSE_INK)
-    stroke = is_green | ((is_blue | is_red | is_black) & dense_enough)
-    stroke &= ~_black(thumbnail, mpp)
-    size = max(3, round(PEN_WIDTH_UM / mpp))
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
-    core = cv2.morphologyEx(stroke.astype(np.uint8), cv2.MORPH_OPEN, disc)
-    if core.sum() * mpp**2 / 1e6 < LEAST_PEN_MM2:
-        return np.zeros(stroke.shape, dtype=bool)
-    return cv2.dilate(core, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))) > 0
+    ink = (is_green | ((is_blue | is_red | is_black) & dense_enough)) & ~_black_border(thumbnail)
+    return _broad_strokes(ink, mpp)
+
+
+def _broad_strokes(ink: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:
+    """The connected strokes that are broad somewhere, and their soft edges."""
+    strokes = cv2.morphologyEx(ink.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    broad = cv2.morphologyEx(strokes, cv2.MORPH_OPEN, _disc(PEN_WIDTH_UM, mpp))
+    if broad.sum() * mpp**2 / 1e6 < LEAST_PEN_MM2:
+        return np.zeros(ink.shape, dtype=bool)
+    count, labels = cv2.connectedComponents(strokes, connectivity=8)
+    kept = np.zeros(count, dtype=bool)
+    kept[np.unique(labels[broad > 0])] = True
+    kept[0] = False
+    return np.asarray(cv2.dilate(kept[labels].astype(np.uint8), _disc(PEN_EDGE_UM, mpp)) > 0)
+
+
+def _disc(width_um: float, mpp: float) -> NDArray[np.uint8]:
+    size = max(3, 2 * round(width_um / mpp / 2) + 1)
+    return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size)), dtype=np.uint8)
 
 
 def _tidy(pixels: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:
     """Close gaps, fill small holes, drop specks and lines."""
-    size = max(3, 2 * round(CLOSING_UM / mpp / 2) + 1)
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
     opened = cv2.morphologyEx(pixels.astype(np.uint8), cv2.MORPH_OPEN, np.ones((2, 2), np.uint8))
-    closed = cv2.morphologyEx(opened, cv2.MORPH_CLOSE, disc, borderType=cv2.BORDER_REPLICATE)
+    closed = cv2.morphologyEx(opened, cv2.MORPH_CLOSE, _disc(CLOSING_UM, mpp), borderType=cv2.BORDER_REPLICATE)
     pixel_mm2 = mpp**2 / 1e6
     smallest = min(SMALLEST_TISSUE_MM2 / pixel_mm2, SMALLEST_TISSUE_SHARE * pixels.size)
     filled = ~_parts_from(closed == 0, LARGEST_HOLE_MM2 / pixel_mm2)
@@ -352,7 +367,8 @@ def _probe_corners(tissue: Mask) -> list[tuple[float, float]]:
 def _identify(tiles: list[RgbImage], thumbnail: RgbImage) -> StainIdentity:
     if not tiles:
         return identify_stain(thumbnail)
-    return identify_stain(np.concatenate([tile.reshape(-1, 3) for tile in tiles]))
+    step = max(1, round(np.sqrt(sum(tile[..., 0].size for tile in tiles) / IDENTITY_PIXELS)))
+    return identify_stain(np.concatenate([tile[::step, ::step].reshape(-1, 3) for tile in tiles]))
 
 
 def _findings(
