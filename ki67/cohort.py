@@ -37,20 +37,21 @@ def slide_table(records: Iterable[Mapping[str, Any]]) -> pandas.DataFrame:
     rows = list(records)
     readers = sorted({name for row in rows for name in row if name.startswith(f"{REFERENCE}_")})
     table = pd.DataFrame([_slide_row(row, readers) for row in rows], columns=_slide_columns(readers))
-    floats = (*NUMBERS, REFERENCE, *readers, "registration_ncc", "registration_error_um")
+    floats = (*NUMBERS, REFERENCE, *readers, "tumor_he_mm2", "registration_ncc", "registration_error_um")
     return table.astype(dict.fromkeys(floats, "float64") | dict.fromkeys(COUNTS, "Int64"))
 
 
 def _slide_columns(readers: Sequence[str]) -> list[str]:
     counted = ["slide", "patient", "index", "index_low", "index_high", "positive", "total", "category", "tumor_mm2"]
-    return [*counted, "flags", REFERENCE, *readers, "reasons", "tumor_source", *REGISTRATION.values()]
+    return [*counted, "flags", REFERENCE, *readers, "reasons", "tumor_source", "tumor_he_mm2", *REGISTRATION.values()]
 
 
 def _slide_row(record: Mapping[str, Any], readers: Sequence[str]) -> dict[str, Any]:
     registration = record.get("registration") or {}
     findings = record["findings"]
+    copied = ("slide", "patient", *NUMBERS, *COUNTS, "category", "tumor_source", "tumor_he_mm2")
     return {
-        **{name: record.get(name) for name in ("slide", "patient", *NUMBERS, *COUNTS, "category", "tumor_source")},
+        **{name: record.get(name) for name in copied},
         "flags": ";".join(_in_order(finding["flag"] for finding in findings)),
         **{name: record.get(name) for name in (REFERENCE, *readers)},
         "reasons": "; ".join(dict.fromkeys(finding["message"] for finding in findings)),
@@ -105,3 +106,36 @@ def _patient_row(patient: str, slides: pandas.DataFrame, cutoffs: Sequence[float
         "index_max": scored["index"].max(),
         "flags": ";".join(_in_order(flag for flags in slides["flags"] for flag in flags.split(";"))),
     }
+
+
+def cohort_provenance(
+    records: Iterable[Mapping[str, Any]], *, cutoffs: Sequence[float], versions: Mapping[str, str]
+) -> dict[str, Any]:
+    """What made the tables: cut-offs, versions, and every model and version that scored one of the slides.
+
+    Parameters
+    ----------
+    records
+        Records of slides as ``ki67.json`` holds them.
+    cutoffs
+        Fractions between the categories.
+    versions
+        Of the packages that make the tables.
+    """
+    rows = list(records)
+    return {
+        "cutoffs": list(cutoffs),
+        "versions": dict(versions),
+        "models": _distinct(row.get("models") for row in rows),
+        "slide_versions": _distinct(row.get("versions") for row in rows),
+    }
+
+
+def _distinct(items: Iterable[Mapping[str, Any] | None]) -> dict[str, list[Any]]:
+    """By key the different values it has, in the order they are met; more than one tells of a mixed cohort."""
+    found: dict[str, list[Any]] = {}
+    for key, value in (pair for item in items if item for pair in item.items()):
+        values = found.setdefault(key, [])
+        if value not in values:
+            values.append(value)
+    return dict(sorted(found.items()))

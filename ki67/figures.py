@@ -100,7 +100,9 @@ def _details(record: Mapping[str, Any]) -> list[str]:
     """Counts of a slide, and its findings as sentences."""
     counted = f"{record['positive']:,} positive of {record['total']:,} tumour nuclei in {record['tumor_mm2']:.2f} mm²"
     scored = [f"{counted}, category {record['category']}"] if record["total"] else []
-    return scored + [finding["message"] for finding in record["findings"]]
+    on_he = record.get("tumor_he_mm2")
+    found = [f"{on_he:.2f} mm² of tumour on the H&E"] if on_he and not scored else []
+    return scored + found + [finding["message"] for finding in record["findings"]]
 
 
 def slide_overlay(

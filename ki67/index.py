@@ -159,7 +159,7 @@ def slide_record(
         Of the packages.
     """
     findings = slide_findings(result, stages)
-    registration = stages.get("register", {})
+    registration, tumor_he = stages.get("register", {}), stages.get("tumor", {})
     return {
         "slide": slide,
         "patient": patient,
@@ -167,6 +167,7 @@ def slide_record(
         "category": result.category,
         "tumor_mm2": result.tumor_mm2,
         "tumor_source": stages.get("transfer", {}).get("tumor_source"),
+        "tumor_he_mm2": tumor_he.get("tumor_mm2") if tumor_he.get("tumor_source") else None,
         "flags": [flag.value for flag in flags_of(findings)],
         "findings": [finding.to_json() for finding in findings],
         "reference_index": None,

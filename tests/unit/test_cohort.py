@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from ki67.cohort import patient_table, slide_table
+from ki67.cohort import cohort_provenance, patient_table, slide_table
 from ki67.errors import Flag
 from ki67.index import category_of, wilson_interval
 from ki67.storage import write_csv
@@ -23,6 +23,7 @@ def record(slide: str, patient: str, positive: int, total: int, *flags: Flag, **
         "category": category_of(index) if total else None,
         "tumor_mm2": 2.5,
         "tumor_source": "he",
+        "tumor_he_mm2": 3.25,
         "flags": [flag.value for flag in flags],
         "findings": [{"flag": flag.value, "message": f"{slide}: {flag.value}", "stain": None} for flag in flags],
         "reference_index": None,
@@ -47,7 +48,7 @@ def test_a_row_a_slide_in_the_order_of_the_sheet(records):
     assert list(table["slide"]) == ["S2", "S1", "S3"]
     assert list(table.columns) == [
         *["slide", "patient", "index", "index_low", "index_high", "positive", "total", "category", "tumor_mm2"],
-        *["flags", "reference_index", "reference_index_bo", "reasons", "tumor_source"],
+        *["flags", "reference_index", "reference_index_bo", "reasons", "tumor_source", "tumor_he_mm2"],
         *["registration", "registration_ncc", "registration_error_um"],
     ]
 
@@ -61,7 +62,7 @@ def test_flags_stand_once_in_the_order_of_the_enum_and_reasons_are_sentences(rec
 def test_a_slide_without_index_keeps_its_row_with_empty_cells(records, tmp_path):
     write_csv(tmp_path / "cohort.csv", slide_table(records))
     lines = (tmp_path / "cohort.csv").read_bytes().split(b"\n")
-    assert lines[2] == b"S1,P2,,,,0,0,,2.5,no_ki67,,,S1: no_ki67,he,not_applicable,,"
+    assert lines[2] == b"S1,P2,,,,0,0,,2.5,no_ki67,,,S1: no_ki67,he,3.25,not_applicable,,"
     assert b"1.234" not in b"".join(lines)
 
 
@@ -98,3 +99,17 @@ def test_patients_follow_the_cutoffs(records):
 def test_an_empty_cohort_gives_empty_tables():
     assert len(slide_table([])) == 0
     assert len(patient_table(slide_table([]))) == 0
+
+
+def test_provenance_tells_of_every_model_and_version_that_scored_a_slide():
+    records = [
+        {"models": {"nuclei": {"sha256": "a"}}, "versions": {"numpy": "2"}},
+        {"models": {"nuclei": {"sha256": "b"}, "tumor": {"sha256": "t"}}, "versions": {"numpy": "2"}},
+        {"models": {"nuclei": {"sha256": "a"}}},
+    ]
+    assert cohort_provenance(records, cutoffs=(0.1, 0.2), versions={"pandas": "2"}) == {
+        "cutoffs": [0.1, 0.2],
+        "versions": {"pandas": "2"},
+        "models": {"nuclei": [{"sha256": "a"}, {"sha256": "b"}], "tumor": [{"sha256": "t"}]},
+        "slide_versions": {"numpy": ["2"]},
+    }

@@ -132,6 +132,7 @@ def test_a_record_holds_what_the_stages_know():
     stages = {
         "check": check(True),
         "register": {"verdict": "accepted", "ncc": 0.8, "estimated_error_um": 12.0, "reason": "fits", "seconds": 3.0},
+        "tumor": {"tumor_source": "he", "tumor_mm2": 2.5, "model": {"name": "tumor_he", "sha256": "cd"}},
         "transfer": {"tumor_source": "he", "model": None},
         "nuclei": {"model": {"name": "nuclei", "sha256": "ab"}, "seconds": 20.0},
     }
@@ -143,6 +144,10 @@ def test_a_record_holds_what_the_stages_know():
     assert (record["slide"], record["patient"], record["index"], record["category"]) == ("S1", "P1", 0.1, "10-20%")
     assert (record["reference_index"], record["reference_index_anna"]) == (0.2, None)
     assert record["registration"] == {"verdict": "accepted", "ncc": 0.8, "estimated_error_um": 12.0}
-    assert record["models"] == {"nuclei": {"name": "nuclei", "sha256": "ab"}}
+    assert record["models"] == {
+        "tumor": {"name": "tumor_he", "sha256": "cd"},
+        "nuclei": {"name": "nuclei", "sha256": "ab"},
+    }
+    assert record["tumor_he_mm2"] == 2.5
     assert record["seconds"] == {"check": 1.5, "register": 3.0, "nuclei": 20.0}
     assert (record["tumor_source"], record["flags"], record["findings"]) == ("he", [], [])
