@@ -54,7 +54,7 @@ PAIR_GAP_PX = 4
 OVERVIEW_PX = 1000
 MOST_NAMED = 60
 MOST_LISTED = 25
-INFORMATION = frozenset({Flag.NO_HE, Flag.TUMOR_FROM_KI67})
+INFORMATION = frozenset({Flag.NO_HE})
 
 FLAG_WORDS: dict[Flag, str] = {
     Flag.MISSING_FILE: "file is missing",
@@ -326,7 +326,7 @@ def cohort_overview(slides: pandas.DataFrame, cutoffs: Sequence[float] = CUTOFFS
 
 
 def _needs_a_look(slides: pandas.DataFrame) -> NDArray[np.bool_]:
-    """Whether a slide has flags beyond those that only say where its tumour mask comes from."""
+    """Whether a slide has flags beyond those that only inform."""
     return np.array([bool(set(flags.split(";")) - {"", *INFORMATION}) for flags in slides["flags"]], dtype=bool)
 
 
