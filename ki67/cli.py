@@ -11,6 +11,8 @@ import typer
 from ki67.errors import Ki67Error
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+evaluate = typer.Typer(no_args_is_help=True, help="Accuracy on images of which the answer is known.")
+app.add_typer(evaluate, name="evaluate")
 
 
 class FieldKindName(StrEnum):
@@ -91,6 +93,28 @@ def phantom(
         seed=seed,
     )
     draw_slides(options, out, workers=workers)
+
+
+@evaluate.command("stain")
+def evaluate_stain(
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="Dataset folders whose dataset.yaml says stain: he or ki67; or he=PATH, ki67=PATH."),
+    ],
+    out: Annotated[Path | None, typer.Option(help="JSON file for the result of every image.")] = None,
+) -> None:
+    """How often the check names the right stain."""
+    from ki67.stain_evaluation import evaluate_stain as measure
+    from ki67.stain_evaluation import stained_images
+    from ki67.storage import write_json
+
+    result = measure([stained_images(source) for source in sources])
+    columns = ("images", "right", "wrong", "unknown", "share_right", "least_confidence")
+    typer.echo("\t".join(("folder", "expected", *columns)))
+    for row in [*result["folders"], {"folder": "all", "expected": "", **result["pooled"]}]:
+        typer.echo("\t".join(str(row[name]) for name in ("folder", "expected", *columns)))
+    if out:
+        write_json(out, result)
 
 
 def main() -> None:
