@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shutil
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from joblib import Parallel, cpu_count, delayed  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 import ki67
@@ -62,10 +60,11 @@ def draw_slides(options: PhantomOptions, folder: Path, *, workers: int | None = 
         scratch = Path(scratch_name)
         (scratch / "truth").mkdir()
         truth = _write_truth(options, plan, scratch / "truth")
-        with _pool(workers) as submit:
-            for stain in options.stains:
-                counts = _write_slide(plan.slides[stain], stain, scratch, submit)
-                truth |= counts if stain == "ki67" else {}
+        # Not the pool of the standard library: its processes would run a Snakemake script, being __main__, once more.
+        parallel = Parallel(n_jobs=workers or cpu_count(), return_as="generator", batch_size=1)
+        for stain in options.stains:
+            counts = _write_slide(plan.slides[stain], stain, scratch, parallel)
+            truth |= counts if stain == "ki67" else {}
         (scratch / "truth" / "truth.json").write_text(json.dumps(truth, indent=2) + "\n", encoding="utf-8")
         shutil.rmtree(folder / "truth", ignore_errors=True)
         for made in [*(scratch / f"{stain}.tif" for stain in options.stains), scratch / "truth"]:
@@ -88,7 +87,7 @@ def _write_truth(options: PhantomOptions, plan: PairPlan, folder: Path) -> dict[
     }
 
 
-def _write_slide(plan: SlidePlan, stain: Stain, folder: Path, submit: Submit) -> dict[str, Any]:
+def _write_slide(plan: SlidePlan, stain: Stain, folder: Path, parallel: Parallel) -> dict[str, Any]:
     """Write a slide and, for Ki-67, its nuclei; return counts for truth.json."""
     counts = {"tumor_nuclei": 0, "positive_tumor_nuclei": 0, "nuclei": 0}
     with (
@@ -96,7 +95,7 @@ def _write_slide(plan: SlidePlan, stain: Stain, folder: Path, submit: Submit) ->
     ):
 
         def bands() -> Iterator[Band]:
-            for row in _painted_rows(plan, submit):
+            for row in _painted_rows(plan, parallel):
                 table = pa.concat_tables([block.nuclei for block in row])
                 _count(counts, table)
                 if rows is not None:
@@ -122,47 +121,18 @@ def _count(counts: dict[str, int], table: pa.Table) -> None:
     counts["positive_tumor_nuclei"] += int((tumor & positive).sum())
 
 
-Submit = Callable[..., "Future[_Block]"]
-
-
-@contextmanager
-def _pool(workers: int | None) -> Iterator[Submit]:
-    """A way to have blocks drawn: by other processes, or at once where there is one worker."""
-    workers = workers or multiprocessing.cpu_count()
-    if workers == 1:
-        yield _at_once
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-        yield pool.submit
-
-
-def _at_once(work: Callable[..., _Block], *arguments: Any) -> Future[_Block]:
-    future: Future[_Block] = Future()
-    future.set_result(work(*arguments))
-    return future
-
-
-def _painted_rows(plan: SlidePlan, submit: Submit) -> Iterator[list[_Block]]:
-    """Rows of blocks from top to bottom; only some more than one row is in memory at any time."""
+def _painted_rows(plan: SlidePlan, parallel: Parallel) -> Iterator[list[_Block]]:
+    """Rows of blocks from top to bottom."""
     columns = range(0, plan.width_px, BLOCK_WIDTH_PX)
-    places = ((left, top) for top in range(0, plan.height_px, BLOCK_HEIGHT_PX) for left in columns)
-    ahead = 2 * multiprocessing.cpu_count() if submit is not _at_once else 1
-    waiting: deque[Future[_Block]] = deque()
-    row: list[_Block] = []
-    while True:
-        while len(waiting) < ahead and (place := next(places, None)) is not None:
-            waiting.append(submit(_draw_block, plan, *place))
-        if not waiting:
-            return
-        row.append(waiting.popleft().result())
-        if len(row) == len(columns):
-            yield row
-            row = []
+    tops = range(0, plan.height_px, BLOCK_HEIGHT_PX)
+    blocks = iter(parallel(delayed(_draw_block)(plan, left, top) for top in tops for left in columns))
+    for _ in tops:
+        yield list(islice(blocks, len(columns)))
 
 
 def _draw_block(plan: SlidePlan, left_px: int, top_px: int) -> _Block:
     """Paint and compress the block whose top-left pixel is given."""
+    cv2.setNumThreads(1)  # blocks are drawn side by side
     section = plan.control if plan.control is not None and left_px < plan.control_px else plan.section
     width, height = min(BLOCK_WIDTH_PX, plan.width_px - left_px), min(BLOCK_HEIGHT_PX, plan.height_px - top_px)
     x_um, y_um = left_px * plan.mpp, top_px * plan.mpp

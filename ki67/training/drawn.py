@@ -7,24 +7,24 @@ may have, so that a network trained on them holds on slides it has never seen.
 from __future__ import annotations
 
 import json
-import multiprocessing
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import cv2
 import numpy as np
 import yaml
+from joblib import Parallel, cpu_count, delayed  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from ki67.errors import Ki67Error, Stain
+from ki67.phantom.artifacts import PENS, Artifacts, Disc, Line
 from ki67.phantom.layout import Layout
 from ki67.phantom.look import random_look
 from ki67.phantom.nuclei import Section, logit_for
 from ki67.phantom.paint import Painting, paint
+from ki67.phantom.textures import Noise
 from ki67.storage import whole
 from ki67.training.restained import RealField, nucleus_stamps, real_field, restain
 
@@ -143,6 +143,7 @@ def _random_painting(rng: np.random.Generator, options: FieldOptions, stamps: ND
         tumor_logit=logit_for(_random_fraction(rng), layout.hot.sample(x, y).ravel(), heterogeneity),
         other_positive=(float(rng.beta(0.5, 6)), float(rng.beta(0.6, 2.5))),
         heterogeneity=heterogeneity,
+        artifacts=_random_artifacts(rng, (x, y)),
     )
     return paint(section, 0.0, 0.0, options.size_px, options.size_px, mpp, stamps=stamps)
 
@@ -162,6 +163,21 @@ def _random_place(
         # Too much glass would teach little.
         if np.mean(layout.tissue_um(x, y) > 0) > 0.35:
             return layout, origin, (x, y)
+
+
+def _random_artifacts(rng: np.random.Generator, window: tuple[NDArray[np.float64], NDArray[np.float64]]) -> Artifacts:
+    """A fold, a defocused patch or ink, each in one field of twenty-five."""
+    x, y = (float(rng.choice(axis.ravel())) for axis in window)
+    has_fold, has_defocus, has_pen = rng.random(3) < 0.04
+    radius = float(rng.uniform(500, 3000))
+    angle = float(rng.uniform(-2, 2))
+    return Artifacts(
+        fold_line=Line(x, y, angle) if has_fold else None,
+        defocus_disc=Disc(x, y, float(rng.uniform(100, 400))) if has_defocus else None,
+        pen_circle=Disc(x - radius * np.cos(angle), y - radius * np.sin(angle), radius) if has_pen else None,
+        pen_density=PENS[str(rng.choice(list(PENS)))],
+        waves=Noise.random(rng, 500.0),
+    )
 
 
 def _random_share(rng: np.random.Generator) -> float:
@@ -240,9 +256,9 @@ def draw_fields(
     with whole(folder) as partial_folder:
         for part in ("images", "labels", "classes") if options.kind == "nuclei" else ("images", "masks"):
             (partial_folder / part).mkdir(parents=True)
-        write = partial(_write_field, options, nuclei_from, partial_folder)
-        for _ in _over_processes(write, options.count, workers):
-            pass
+        # Not the pool of the standard library: its processes would run a Snakemake script, being __main__, once more.
+        parallel = Parallel(n_jobs=workers or cpu_count())
+        parallel(delayed(_write_field)(options, nuclei_from, partial_folder, index) for index in range(options.count))
         text = yaml.safe_dump(_description(options, nuclei_from), sort_keys=False)
         (partial_folder / "dataset.yaml").write_text(text, encoding="utf-8")
 
@@ -260,17 +276,8 @@ def _description(options: FieldOptions, nuclei_from: Path | None) -> dict[str, A
     } | ({"classes": {1: "positive", 2: "negative"}} if is_nuclei else {})
 
 
-def _over_processes(work: Callable[[int], None], count: int, workers: int | None) -> Iterator[None]:
-    workers = workers or multiprocessing.cpu_count()
-    if workers == 1:
-        yield from map(work, range(count))
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-        yield from pool.map(work, range(count), chunksize=8)
-
-
 def _write_field(options: FieldOptions, nuclei_from: Path | None, folder: Path, index: int) -> None:
+    cv2.setNumThreads(1)  # fields are drawn side by side
     real = None if nuclei_from is None else read_real_nuclei(nuclei_from)
     field, name = draw_field(options, index, real), f"{index:06d}"
     fast = [cv2.IMWRITE_PNG_COMPRESSION, 1]
