@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import os
+import pickle
 import urllib.error
 import urllib.request
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -40,6 +41,7 @@ TUMOR_CLASSES = ("tumor",)
 # The colours that ImageNet encoders were trained with; used from scratch too, so that either start fits one spec.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_NO_WEIGHTS = (pickle.UnpicklingError, safetensors.SafetensorError)
 # Five halvings in the encoder.
 STRIDE_PX = 32
 
@@ -182,7 +184,7 @@ def _load_encoder(module: nn.Module, path: Path, encoder: str) -> None:
         assert isinstance(module.encoder, nn.Module)
         # The encoders of smp drop the classifier that such files carry.
         module.encoder.load_state_dict(weights)
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, safetensors.SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, *_NO_WEIGHTS) as error:
         raise Ki67Error(
             f"encoder weights {path.name}: not readable as weights of {encoder} "
             f"({str(error).splitlines()[0]}); set encoder_weights to imagenet, none or a fitting file"

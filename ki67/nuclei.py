@@ -1,17 +1,39 @@
-"""Nuclei from the probabilities of the five-class network: where each is, its outline, and whether it is positive."""
+"""Nuclei from the probabilities of the five-class network: where each is, its outline, and whether it is positive.
+
+On a slide this happens while the network is still running: bands of answers come from top to bottom, and rows at the
+lower edge of each are carried over to the next, so that a nucleus on the seam is seen whole and counted once.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import cv2
+import geopandas
 import numpy as np
+import shapely
 from numpy.typing import NDArray
-from scipy import sparse
+from scipy import ndimage, sparse
 from skimage.segmentation import watershed
 
+from ki67.geometry import Mask
+from ki67.inference import Band, InferenceStatistics, Stopwatch, predict_bands
+from ki67.networks import Predictor
+from ki67.nucleus_table import COLUMNS, empty_nuclei, nucleus_table
+from ki67.slides import Slide
+from ki67.stain import separate_hed
+from ki67.tiles import plan_tiles
+
+OUTLINE_VERTICES = 20
+"""Of every outline: a vertex for about every 1.5 µm."""
+
 _HALF = 128
+# Farthest that a nucleus or anything that decides on it reaches from its middle.
+_REACH_UM = 24.0
+# Coordinates of outlines are multiples of this: 0.016 µm is far below a pixel, and halves the size of the table.
+_OUTLINE_STEP_UM = 1 / 64
 
 
 @dataclass(frozen=True)
@@ -65,6 +87,18 @@ class Nuclei:
     area_px: NDArray[np.int64]
     positive: NDArray[np.bool_]
     probability: NDArray[np.float32]
+
+    def chosen(self, which: NDArray[np.bool_]) -> Nuclei:
+        """Only some of the nuclei, ``(N,)``, numbered anew."""
+        numbers = np.concatenate([[0], np.where(which, np.cumsum(which), 0)]).astype(np.int32)
+        return Nuclei(
+            numbers[self.labels],
+            self.x_px[which],
+            self.y_px[which],
+            self.area_px[which],
+            self.positive[which],
+            self.probability[which],
+        )
 
 
 def extract_nuclei(probabilities: NDArray[np.uint8], *, mpp: float, options: ExtractionOptions | None = None) -> Nuclei:
@@ -185,3 +219,223 @@ def _measured(
         positive=positive > negative,
         probability=(np.maximum(positive, negative) / (255 * area)).astype(np.float32),
     )
+
+
+# ---------------------------------------------------------------------------------------------- outlines
+
+
+def outline_nuclei(nuclei: Nuclei) -> NDArray[np.float64]:
+    """Outlines ``(N, OUTLINE_VERTICES, 2)`` of nuclei, x and y in pixels from the image's top-left corner."""
+    result = np.empty((len(nuclei.x_px), OUTLINE_VERTICES, 2))
+    for index, place in enumerate(ndimage.find_objects(nuclei.labels)):
+        pixels = (nuclei.labels[place] == index + 1).view(np.uint8)
+        parts, _ = cv2.findContours(pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        border = max(parts, key=len)[:, 0]
+        chosen = border[np.arange(OUTLINE_VERTICES) * len(border) // OUTLINE_VERTICES]
+        result[index] = chosen + np.array([place[1].start + 0.5, place[0].start + 0.5])
+    # Border pixels are known by their middles: the outline lies half a pixel further out.
+    outwards = result - np.column_stack([nuclei.x_px, nuclei.y_px])[:, None]
+    length = np.linalg.norm(outwards, axis=2, keepdims=True)
+    return result + 0.5 * outwards / np.maximum(length, 0.5)
+
+
+def polygons(outlines_um: NDArray[np.float64]) -> NDArray[np.object_]:
+    """Shapely polygons of outlines ``(N, V, 2)``; one that crosses itself gets its vertices in order of direction."""
+    rounded = np.rint(outlines_um / _OUTLINE_STEP_UM) * _OUTLINE_STEP_UM
+    result = shapely.polygons(rounded)
+    for index in np.flatnonzero(~shapely.is_valid(result)):
+        x, y = (rounded[index] - rounded[index].mean(axis=0)).T
+        ordered = shapely.Polygon(rounded[index][np.argsort(np.arctan2(y, x), kind="stable")])
+        result[index] = ordered if ordered.is_valid else shapely.MultiPoint(rounded[index]).buffer(0.25).convex_hull
+    return result
+
+
+# ---------------------------------------------------------------------------------------------- on a slide
+
+
+@dataclass(frozen=True)
+class NucleusDetection:
+    """The nuclei of a slide.
+
+    Attributes
+    ----------
+    table
+        See ``ki67.nucleus_table``; coordinates in microns of the slide's frame, sorted by y and x.
+    statistics
+        Of the network's run.
+    """
+
+    table: geopandas.GeoDataFrame
+    statistics: InferenceStatistics
+
+
+def detect_nuclei(
+    slide: Slide,
+    tumor: Mask,
+    network: Predictor,
+    *,
+    batch_size: int = 16,
+    reader_threads: int = 2,
+    core_px: int = 448,
+    halo_px: int = 32,
+    options: ExtractionOptions | None = None,
+) -> NucleusDetection:
+    """All nuclei in the tiles of a slide that touch the tumour.
+
+    Parameters
+    ----------
+    slide
+        Ki-67.
+    tumor
+        In the slide's frame. Nuclei outside of it but in its tiles are kept, with ``in_tumor`` false.
+    network
+        Of the five classes of ``ki67.networks.NUCLEUS_CLASSES``.
+    batch_size, reader_threads, core_px, halo_px
+        See ``ki67.inference.predict_bands`` and ``ki67.tiles``; no nucleus depends on the first two.
+    options
+        How probabilities become nuclei.
+
+    Raises
+    ------
+    SlideError
+        If the slide cannot be read somewhere.
+    """
+    mpp = network.spec.mpp
+    plan = plan_tiles(tumor, slide.size_um, mpp=mpp, core_px=core_px, halo_px=halo_px, margin_um=_REACH_UM / 2)
+    stopwatch = Stopwatch(plan)
+    label = f"{slide.slide_id} nuclei"
+    bands = predict_bands(
+        slide,
+        plan,
+        network,
+        batch_size=batch_size,
+        reader_threads=reader_threads,
+        label=label,
+        stopwatch=stopwatch,
+    )
+    found = list(nuclei_of_bands(bands, mpp=mpp, options=options or ExtractionOptions(), stopwatch=stopwatch))
+    with stopwatch.postprocessing():
+        table = _table(found, tumor)
+    return NucleusDetection(table, stopwatch.statistics())
+
+
+@dataclass(frozen=True)
+class FoundNuclei:
+    """Nuclei of one strip of a slide, in microns of its frame: columns of the table, and outlines."""
+
+    columns: dict[str, NDArray[Any]]
+    outlines: NDArray[np.object_]
+
+
+def nuclei_of_bands(
+    bands: Iterable[Band], *, mpp: float, options: ExtractionOptions, stopwatch: Stopwatch
+) -> Iterator[FoundNuclei]:
+    """The nuclei of bands that come from top to bottom, each nucleus once.
+
+    A nucleus is taken from the first strip in which it lies far enough from the lower edge to be seen whole. The rows
+    above that edge are carried over to the next strip with a note of the pixels that are already taken; a nucleus there
+    that consists of these for the most part was counted before.
+    """
+    margin = round(_REACH_UM / mpp)
+    carried: _Strip | None = None
+    for band in bands:
+        with stopwatch.postprocessing():
+            if carried is not None and carried.end_row_px != band.first_row_px:
+                yield _take(carried, carried.end_row_px, margin, mpp, options)
+                carried = None
+            strip = _Strip.of(band) if carried is None else carried.followed_by(band)
+            yield _take(strip, strip.end_row_px - margin, margin, mpp, options)
+            carried = strip.last_rows(2 * margin)
+    if carried is not None:
+        with stopwatch.postprocessing():
+            yield _take(carried, carried.end_row_px, margin, mpp, options)
+
+
+@dataclass(frozen=True)
+class _Strip:
+    """Rows of a slide in which nuclei are looked for.
+
+    ``taken`` marks pixels of nuclei that were counted in an earlier strip; ``top_is_edge`` says that nothing was looked
+    at above.
+    """
+
+    first_row_px: int
+    first_column_px: int
+    probabilities: NDArray[np.uint8]
+    rgb: NDArray[np.uint8]
+    taken: NDArray[np.bool_]
+    top_is_edge: bool
+
+    @property
+    def end_row_px(self) -> int:
+        return self.first_row_px + len(self.taken)
+
+    @classmethod
+    def of(cls, band: Band) -> _Strip:
+        taken = np.zeros(band.rgb.shape[:2], dtype=bool)
+        return cls(band.first_row_px, band.first_column_px, band.probabilities, band.rgb, taken, True)
+
+    def followed_by(self, band: Band) -> _Strip:
+        return _Strip(
+            self.first_row_px,
+            self.first_column_px,
+            np.concatenate([self.probabilities, band.probabilities], axis=1),
+            np.concatenate([self.rgb, band.rgb]),
+            np.concatenate([self.taken, np.zeros(band.rgb.shape[:2], dtype=bool)]),
+            self.top_is_edge,
+        )
+
+    def last_rows(self, count: int) -> _Strip:
+        skipped = max(0, len(self.taken) - count)
+        return _Strip(
+            self.first_row_px + skipped,
+            self.first_column_px,
+            self.probabilities[:, skipped:].copy(),
+            self.rgb[skipped:].copy(),
+            self.taken[skipped:].copy(),
+            self.top_is_edge and skipped == 0,
+        )
+
+
+def _take(strip: _Strip, end_row_px: int, margin: int, mpp: float, options: ExtractionOptions) -> FoundNuclei:
+    """The strip's nuclei whose middle lies above a row and that were not taken before; notes that they are taken."""
+    nuclei = extract_nuclei(strip.probabilities, mpp=mpp, options=options)
+    taken_px = np.bincount(nuclei.labels[strip.taken], minlength=len(nuclei.x_px) + 1)[1:]
+    mine = (nuclei.y_px < end_row_px - strip.first_row_px) & (taken_px < 0.5 * nuclei.area_px)
+    if not strip.top_is_edge:
+        # What the strip's upper edge cuts was seen whole before.
+        mine &= nuclei.y_px >= margin / 2
+    nuclei = nuclei.chosen(mine)
+    strip.taken[nuclei.labels > 0] = True
+    corner_um = np.array([strip.first_column_px, strip.first_row_px]) * mpp
+    hematoxylin, dab = _stain_amounts(nuclei, strip.rgb)
+    columns = {
+        "x_um": nuclei.x_px * mpp + corner_um[0],
+        "y_um": nuclei.y_px * mpp + corner_um[1],
+        "positive": nuclei.positive,
+        "probability": nuclei.probability,
+        "area_um2": nuclei.area_px * mpp**2,
+        "dab_od": dab,
+        "hematoxylin_od": hematoxylin,
+    }
+    return FoundNuclei(columns, polygons(outline_nuclei(nuclei) * mpp + corner_um))
+
+
+def _stain_amounts(nuclei: Nuclei, rgb: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean optical density of hematoxylin and of DAB over each nucleus."""
+    inside = nuclei.labels > 0
+    owner = nuclei.labels[inside] - 1
+    amounts = separate_hed(rgb[inside])
+    hematoxylin, dab = (
+        np.bincount(owner, amounts[:, stain], minlength=len(nuclei.area_px)) / nuclei.area_px for stain in (0, 2)
+    )
+    return hematoxylin, dab
+
+
+def _table(found: list[FoundNuclei], tumor: Mask) -> geopandas.GeoDataFrame:
+    if not sum(len(part.outlines) for part in found):
+        return empty_nuclei()
+    names = [name for name in COLUMNS if name not in {"nucleus_id", "in_tumor"}]
+    columns = {name: np.concatenate([part.columns[name] for part in found]) for name in names}
+    columns["in_tumor"] = tumor.contains(np.column_stack([columns["x_um"], columns["y_um"]]))
+    return nucleus_table(columns, np.concatenate([part.outlines for part in found]))
