@@ -70,7 +70,9 @@ def landmark_error_um(truth: Path, results: Path) -> float | None:
     found: dict[str, Any] = read_json(results / "transform.json")
     if found["verdict"] not in {"accepted", "doubtful"}:
         return None
-    tissue = read_mask_png(results / "tissue_he.png", read_json(results / "check.json")["stains"]["he"]["tissue_mpp"], "he")
+    tissue = read_mask_png(
+        results / "tissue_he.png", read_json(results / "check.json")["stains"]["he"]["tissue_mpp"], "he"
+    )
     rows, columns = np.nonzero(tissue.pixels)
     chosen = np.linspace(0, len(rows) - 1, min(LANDMARKS, len(rows))).astype(int)
     points = (np.column_stack([columns, rows])[chosen] + 0.5) * tissue.mpp

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tests.conftest import Workflow
 
 HEADER = "slide | ki67 | he | reference_index"

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.conftest import Workflow, clean_environment, job_counts
 
 STAGES = ("check", "tumor", "register", "transfer", "nuclei", "index")

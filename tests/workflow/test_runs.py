@@ -1,0 +1,331 @@
+"""The workflow run for real on small drawn slides, good and bad, undisturbed and killed."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import tifffile
+from PIL import Image
+
+from tests.conftest import ROOT, Workflow, clean_environment, copy_clone, job_counts
+
+pytestmark = pytest.mark.usefixtures("shipped_networks")
+
+STAGES = ("check", "tumor", "register", "transfer", "nuclei", "index")
+HEADER = "slide | ki67 | he | mpp_ki67 | patient | reference_index"
+GOOD = (
+    "G1 | Präparat 1/Ki 67.tif | Präparat 1/H&E.tif | | P1 | 0.25",
+    "G2 | ihc/ki67.tif | | | P1 |",
+)
+BAD = {
+    "truncated": ("B1 | truncated.tif | | | |", "unreadable", "B1: the Ki-67 slide is incomplete (the file holds "),
+    "empty": (
+        "B2 | empty.svs | | | |",
+        "unreadable",
+        "B2: the Ki-67 slide is an empty file of 0 bytes; copy it again from its source",
+    ),
+    "text": (
+        "B3 | text.svs | | | |",
+        "unreadable",
+        "B3: the Ki-67 slide is not an image that OpenSlide, tifffile or Pillow can decode; copy it again",
+    ),
+    "missing": (
+        "B4 | missing.svs | | | |",
+        "missing_file",
+        "B4: the Ki-67 slide does not exist; correct column ki67 of B4 in the sample sheet",
+    ),
+    "without mpp": (
+        "B5 | plain.png | | | |",
+        "no_mpp",
+        "B5: the Ki-67 slide gives no microns per pixel; set mpp_ki67 for B5 in the sample sheet",
+    ),
+    "blank": (
+        "B6 | blank.tif | | 0.5 | |",
+        "no_tissue",
+        "B6: no tissue was found on the Ki-67 slide; look at its thumbnail and check column ki67 of B6",
+    ),
+    "wrong stain": (
+        "B7 | Präparat 1/H&E.tif | | | |",
+        "wrong_stain",
+        "B7: the Ki-67 slide looks like H&E (confidence ",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: what it said, and the table as it was then."""
+
+    workflow: Workflow
+    said: str
+    table: bytes
+
+    def rows(self) -> pd.DataFrame:
+        """The table, by slide; empty cells are empty texts."""
+        path = self.workflow.folder / f"table-{len(self.table)}.csv"
+        path.write_bytes(self.table)
+        return pd.read_csv(path, index_col="slide", keep_default_na=False)
+
+
+def draw(folder: Path, *options: str) -> None:
+    command = [sys.executable, "-m", "ki67", "phantom", "--area-mm2", "1", "--workers", "1", "--out", str(folder)]
+    subprocess.run([*command, *options], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="session")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of good and bad slides."""
+    folder = tmp_path_factory.mktemp("slides")
+    draw(folder / "pair", "--seed", "11", "--ki67-fraction", "0.3", "--tumor-share", "0.6", "--flip")
+    draw(folder / "ihc", "--seed", "12", "--ki67-fraction", "0.1", "--tumor-share", "0.6", "--stains", "ki67")
+    named = folder / "Präparat 1"
+    named.mkdir()
+    (folder / "pair" / "ki67.tif").rename(named / "Ki 67.tif")
+    (folder / "pair" / "he.tif").rename(named / "H&E.tif")
+    whole = (named / "Ki 67.tif").read_bytes()
+    (folder / "truncated.tif").write_bytes(whole[: len(whole) * 2 // 3])
+    (folder / "empty.svs").touch()
+    (folder / "text.svs").write_text("This is no slide.\n" * 100)
+    Image.fromarray(np.random.default_rng(0).integers(120, 240, (300, 300, 3), dtype=np.uint8)).save(
+        folder / "plain.png"
+    )
+    blank = np.full((2048, 2048, 3), 244, dtype=np.uint8)
+    tifffile.imwrite(folder / "blank.tif", blank, tile=(256, 256), photometric="rgb")
+    return folder
+
+
+def run_in(clone: Path, slides: Path, folder: Path, rows: tuple[str, ...]) -> Workflow:
+    """A folder with links to the slides and a sheet of some of them, ready to run."""
+    folder.mkdir(exist_ok=True)
+    for path in slides.iterdir():
+        (folder / path.name).symlink_to(path)
+    workflow = Workflow(clone, folder)
+    workflow.write_sheet(HEADER, *rows)
+    return workflow
+
+
+def finish(workflow: Workflow) -> Finished:
+    result = workflow.run("--config", "slides=slides.tsv")
+    assert result.returncode == 0, result.stdout
+    return Finished(workflow, result.stdout, (workflow.folder / "results" / "cohort" / "cohort.csv").read_bytes())
+
+
+@pytest.fixture(scope="session")
+def scored(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Two good slides, scored without disturbance, in a clone of their own."""
+    folder = tmp_path_factory.mktemp("run")
+    return finish(run_in(copy_clone(folder / "clone"), slides, folder / "results of a run", GOOD))
+
+
+@pytest.fixture(scope="session")
+def with_bad_rows(scored: Finished) -> Finished:
+    """The same cohort after seven bad rows were added to its sheet."""
+    scored.workflow.write_sheet(HEADER, *GOOD, *(row for row, _, _ in BAD.values()))
+    return finish(scored.workflow)
+
+
+def test_the_index_of_drawn_slides_is_right(scored: Finished, slides: Path) -> None:
+    rows = scored.rows()
+    assert list(rows.index) == ["G1", "G2"]
+    for slide, folder in (("G1", "pair"), ("G2", "ihc")):
+        truth = json.loads((slides / folder / "truth" / "truth.json").read_text())["index"]
+        assert float(rows.loc[slide, "index"]) == pytest.approx(truth, abs=0.05), slide
+    assert rows.loc["G1", "tumor_source"] == "he"
+    assert rows.loc["G2", "tumor_source"] == "ki67"
+    assert "tumor_from_ki67" in rows.loc["G2", "flags"].split(";")
+    assert "no_he" in rows.loc["G2", "flags"].split(";")
+    assert float(rows.loc["G1", "reference_index"]) == 0.25
+
+
+def test_patients_pool_the_counts_of_their_slides(scored: Finished) -> None:
+    slide_rows = scored.rows()
+    patients = pd.read_csv(scored.workflow.folder / "results" / "cohort" / "patients.csv", index_col="patient")
+    assert int(patients.loc["P1", "total"]) == slide_rows["total"].astype(int).sum()
+    assert int(patients.loc["P1", "positive"]) == slide_rows["positive"].astype(int).sum()
+
+
+def test_a_slide_leaves_few_files_and_all_that_are_promised(scored: Finished) -> None:
+    for slide in ("G1", "G2"):
+        folder = scored.workflow.folder / "results" / slide
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        assert len(files) <= 50
+        assert not [path for path in files if ".partial" in path.name]
+        names = (
+            "check.json tissue_he.png tissue_ki67.png thumbnail_he.jpg thumbnail_ki67.jpg tumor_he.ome.zarr tumor_he.json "
+            "transform.json registration.png tumor_ki67.ome.zarr transfer.json nuclei.parquet nuclei.geojson.gz nuclei.json "
+            "ki67.json ki67.zarr overlay.png fields.png"
+        )
+        assert {path.name for path in folder.iterdir()} == set(names.split())
+
+
+def test_detections_for_qupath_are_the_counted_nuclei(scored: Finished) -> None:
+    folder = scored.workflow.folder / "results" / "G1"
+    record = json.loads((folder / "ki67.json").read_text())
+    features = json.loads(gzip.decompress((folder / "nuclei.geojson.gz").read_bytes()))["features"]
+    names = [feature["properties"]["classification"]["name"] for feature in features]
+    assert len(names) == record["total"]
+    assert names.count("Positive") == record["positive"]
+    assert {feature["properties"]["objectType"] for feature in features} == {"detection"}
+
+
+def test_every_stage_left_a_log_line_and_a_benchmark(scored: Finished) -> None:
+    for stage in STAGES:
+        log = (scored.workflow.folder / "logs" / stage / "G1.log").read_text(encoding="utf-8")
+        assert f"G1 {stage}: " in log
+        assert (scored.workflow.folder / "logs" / stage / "G1.tsv").is_file()
+
+
+def test_a_finished_run_has_nothing_to_do(scored: Finished) -> None:
+    sheet = scored.workflow.write_sheet(HEADER, *GOOD, name="same.tsv")
+    assert scored.workflow.planned("--config", f"slides={sheet.name}") == {}
+
+
+def test_a_new_row_runs_only_its_slide(scored: Finished) -> None:
+    sheet = scored.workflow.write_sheet(HEADER, *GOOD, "G3 | ihc/ki67.tif | | | |", name="more.tsv")
+    expected = dict.fromkeys(STAGES, 1) | {"cohort": 1}
+    assert scored.workflow.planned("--config", f"slides={sheet.name}") == expected
+
+
+def test_a_changed_reference_runs_only_the_index(scored: Finished) -> None:
+    sheet = scored.workflow.write_sheet(HEADER, GOOD[0].replace("0.25", "0.35"), GOOD[1], name="other.tsv")
+    assert scored.workflow.planned("--config", f"slides={sheet.name}") == {"index": 1, "cohort": 1}
+
+
+def test_a_slide_can_be_forced(scored: Finished) -> None:
+    sheet = scored.workflow.write_sheet(HEADER, *GOOD, name="same.tsv")
+    run = ("--config", f"slides={sheet.name}")
+    assert scored.workflow.planned(*run, "--force", "--", "results/G1/ki67.json") == {"index": 1}
+    assert scored.workflow.planned(*run, "--forcerun", "check", "--", "slide_G1") == dict.fromkeys(STAGES, 1)
+
+
+@pytest.mark.parametrize(
+    ("module", "rules"),
+    [
+        ("registration", {"register"}),
+        ("tumor", {"tumor", "transfer"}),
+        ("nuclei", {"nuclei"}),
+        ("index", {"index", "cohort"}),
+        ("cohort", {"cohort"}),
+        ("tissue", {"check"}),
+        ("phantom/draw", set()),
+        ("training/fit", set()),
+    ],
+)
+def test_a_change_in_a_module_runs_the_rules_that_use_it(scored: Finished, module: str, rules: set[str]) -> None:
+    sheet = scored.workflow.write_sheet(HEADER, *GOOD, name="same.tsv")
+    path = scored.workflow.clone / "ki67" / f"{module}.py"
+    before = path.read_text(encoding="utf-8")
+    try:
+        path.write_text(before + "\nCHANGED = True\n", encoding="utf-8")
+        said = scored.workflow.run("--dry-run", "--config", f"slides={sheet.name}").stdout
+    finally:
+        path.write_text(before, encoding="utf-8")
+    assert rules_for_a_change_of_code(said) == rules
+
+
+def rules_for_a_change_of_code(text: str) -> set[str]:
+    """The rules that a dry run would start for their parameters' sake, not those that follow from them."""
+    if not job_counts(text):
+        return set()
+    section = text[text.index("Reasons:") :]
+    lines = section.splitlines()
+    for line, following in itertools.pairwise(lines):
+        if "params have changed" in line:
+            return {name.strip() for name in following.split(",")}
+    return set()
+
+
+def test_a_report_holds_the_tables_and_pictures_but_no_path(scored: Finished, slides: Path) -> None:
+    sheet = scored.workflow.write_sheet(HEADER, *GOOD, name="same.tsv")
+    result = scored.workflow.run("--config", f"slides={sheet.name}", "--report", "report.html")
+    assert result.returncode == 0, result.stdout
+    html = (scored.workflow.folder / "report.html").read_text(encoding="utf-8")
+    for name in ("overlay.png", "fields.png", "registration.png", "overview.png", "cohort.csv"):
+        assert name in html
+    assert str(slides) not in html
+    assert "Präparat" not in html
+
+
+def test_bad_rows_are_flagged_and_the_cohort_finishes(with_bad_rows: Finished) -> None:
+    assert job_counts(with_bad_rows.said) == dict.fromkeys(STAGES, len(BAD)) | {"cohort": 1}
+    assert list(with_bad_rows.rows().index) == ["G1", "G2", *(f"B{number}" for number in range(1, len(BAD) + 1))]
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_row_says_why_it_has_no_index(with_bad_rows: Finished, case: str) -> None:
+    row, flag, message = BAD[case]
+    found = with_bad_rows.rows().loc[row.split(" ")[0]]
+    assert found["index"] == ""
+    assert flag in found["flags"].split(";")
+    assert message in found["reasons"]
+
+
+def test_good_rows_are_the_same_beside_bad_ones(scored: Finished, with_bad_rows: Finished) -> None:
+    assert with_bad_rows.table.splitlines()[: len(GOOD) + 1] == scored.table.splitlines()
+
+
+def test_a_killed_run_goes_on_to_the_same_table(scored: Finished, slides: Path, tmp_path: Path) -> None:
+    workflow = run_in(scored.workflow.clone, slides, tmp_path / "killed", GOOD)
+    mark = f"{os.getpid()}-{time.time_ns()}"
+    with (tmp_path / "said").open("w") as said:
+        run = subprocess.Popen(
+            workflow.command("--config", "slides=slides.tsv"),
+            cwd=workflow.folder,
+            env=clean_environment() | {"KI67_TEST_MARK": mark},
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        slide = wait_for_nuclei(workflow.folder, run)
+        kill_all(mark)
+        run.wait(timeout=60)
+    assert run.returncode == -signal.SIGKILL
+    assert not (workflow.folder / "results" / slide / "nuclei.json").exists()
+    done = [path for path in workflow.folder.glob("results/*/t*.json") if path.stat().st_size]
+    refused = workflow.run("--config", "slides=slides.tsv")
+    assert "--unlock" in refused.stdout
+    assert workflow.run("--unlock", "--config", "slides=slides.tsv").returncode == 0
+    times = {path: path.stat().st_mtime_ns for path in done}
+    finished = finish(workflow)
+    assert finished.table == scored.table
+    assert {path: path.stat().st_mtime_ns for path in done} == times
+    repeated = job_counts(finished.said)
+    assert "check" not in repeated
+    assert 1 <= repeated["nuclei"] <= len(GOOD)
+
+
+def wait_for_nuclei(folder: Path, run: subprocess.Popen[bytes]) -> str:
+    """Wait until the nuclei stage of a slide is under way, and name the slide."""
+    for _ in range(3000):
+        started = list(folder.glob("logs/nuclei/*.log"))
+        if started:
+            time.sleep(0.3)
+            return started[0].stem
+        assert run.poll() is None, "the run ended before its nuclei stage"
+        time.sleep(0.1)
+    raise AssertionError("the nuclei stage did not start")
+
+
+def kill_all(mark: str) -> None:
+    """SIGKILL for everything a run started, found by the mark in its environment."""
+    for _ in range(3):
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("KI67_TEST_MARK") == mark:
+                    process.kill()
+            except (psutil.AccessDenied, psutil.NoSuchProcess):
+                continue
+        time.sleep(0.2)
