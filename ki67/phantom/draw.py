@@ -24,7 +24,7 @@ import ki67
 from ki67.errors import Stain
 from ki67.phantom.look import Look
 from ki67.phantom.nuclei import REACH_UM, TUMOR, Section
-from ki67.phantom.paint import expose, paint
+from ki67.phantom.paint import Painting, expose, paint
 from ki67.phantom.pair import BLOCK_HEIGHT_PX, BLOCK_WIDTH_PX, PairPlan, PhantomOptions, SlidePlan, plan_pair
 from ki67.phantom.pyramid import Band, TileRow, encode_tiles, reduce_image, write_pyramid
 from ki67.phantom.truth import NUCLEI_SCHEMA, nuclei_table, tumor_annotations
@@ -135,34 +135,62 @@ def _draw_block(plan: SlidePlan, left_px: int, top_px: int) -> _Block:
     cv2.setNumThreads(1)  # blocks are drawn side by side
     section = plan.control if plan.control is not None and left_px < plan.control_px else plan.section
     width, height = min(BLOCK_WIDTH_PX, plan.width_px - left_px), min(BLOCK_HEIGHT_PX, plan.height_px - top_px)
-    x_um, y_um = left_px * plan.mpp, top_px * plan.mpp
-    if _is_glass(section, x_um, y_um, width * plan.mpp, height * plan.mpp):
-        return _glass(section.look, width, height)
-    painting = paint(section, x_um, y_um, width, height, plan.mpp)
-    nuclei = painting.nuclei
-    columns = np.floor(nuclei.x_um / plan.mpp).astype(np.int64) - left_px
-    rows = np.floor(nuclei.y_um / plan.mpp).astype(np.int64) - top_px
+    box = _stained_box(section, left_px, top_px, width, height, plan.mpp)
+    if box is None:
+        return _glass_block(section.look, width, height)
+    x_um, y_um = (left_px + box.left) * plan.mpp, (top_px + box.top) * plan.mpp
+    painting = paint(section, x_um, y_um, box.right - box.left, box.bottom - box.top, plan.mpp)
+    rgb = _glass(section.look, width, height).copy()
+    rgb[box.top : box.bottom, box.left : box.right] = painting.rgb
+    return _Block(encode_tiles(rgb), reduce_image(rgb), _owned_nuclei(painting, x_um, y_um, plan.mpp))
+
+
+def _owned_nuclei(painting: Painting, x_um: float, y_um: float, mpp: float) -> pa.Table:
+    """Nuclei whose centres lie in a painted window with this corner."""
+    nuclei, (height, width) = painting.nuclei, painting.labels.shape
+    columns = np.floor((nuclei.x_um - x_um) / mpp).astype(np.int64)
+    rows = np.floor((nuclei.y_um - y_um) / mpp).astype(np.int64)
     owned = (columns >= 0) & (rows >= 0) & (columns < width) & (rows < height)
-    in_tumor = painting.tumor_um[rows[owned], columns[owned]] > 0
-    return _Block(encode_tiles(painting.rgb), reduce_image(painting.rgb), nuclei_table(nuclei.take(owned), in_tumor))
+    return nuclei_table(nuclei.take(owned), painting.tumor_um[rows[owned], columns[owned]] > 0)
 
 
-def _is_glass(section: Section, x_um: float, y_um: float, width_um: float, height_um: float) -> bool:
-    """Whether there is nothing to paint in a window."""
-    step = 16.0
-    axes = [
-        np.arange(low - REACH_UM, low + length + REACH_UM, step)
-        for low, length in ((x_um, width_um), (y_um, height_um))
-    ]
-    x, y = np.meshgrid(*axes)
+@dataclass(frozen=True)
+class _Box:
+    """Part of a block in pixels; right and bottom are outside."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+def _stained_box(section: Section, left_px: int, top_px: int, width_px: int, height_px: int, mpp: float) -> _Box | None:
+    """The part of a block that holds all its tissue and ink, ``None`` if it is empty glass."""
+    step_px = round(16.0 / mpp)
+    columns, rows = np.arange(0, width_px + step_px, step_px), np.arange(0, height_px + step_px, step_px)
+    x, y = np.meshgrid((left_px + columns) * mpp, (top_px + rows) * mpp)
     ink = section.artifacts.pen(*section.layout_points(x, y))
-    return bool((section.site(x, y).tissue_um < -step).all() and (ink == 0).all())
+    stained = (section.site(x, y).tissue_um > -2 * REACH_UM) | (ink > 0)
+    if not stained.any():
+        return None
+    (left, right), (top, bottom) = (np.flatnonzero(stained.any(axis=axis))[[0, -1]] * step_px for axis in (0, 1))
+    return _Box(
+        max(0, int(left) - step_px),
+        max(0, int(top) - step_px),
+        min(width_px, int(right) + step_px),
+        min(height_px, int(bottom) + step_px),
+    )
 
 
 @lru_cache(maxsize=8)
-def _glass(look: Look, width_px: int, height_px: int) -> _Block:
-    """A block of empty glass; all of one size are alike, as blocks are whole tiles of the camera's noise."""
+def _glass(look: Look, width_px: int, height_px: int) -> NDArray[np.uint8]:
+    """Empty glass; all blocks of one size are alike, as they are whole tiles of the camera's noise."""
     light = np.empty((height_px, width_px, 3), dtype=np.float32)
     light[:] = look.white
-    rgb = expose(light, look, (0, 0))
+    return expose(light, look, (0, 0))
+
+
+@lru_cache(maxsize=8)
+def _glass_block(look: Look, width_px: int, height_px: int) -> _Block:
+    rgb = _glass(look, width_px, height_px)
     return _Block(encode_tiles(rgb), reduce_image(rgb), NUCLEI_SCHEMA.empty_table())

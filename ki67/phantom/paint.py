@@ -136,7 +136,7 @@ def paint(
     amounts = _with_ground(section, canvas, site, planes)
     light = develop(amounts, section.look, mpp)
     _spoil(section, canvas, amounts, light)
-    rgb = expose(light, section.look, (round(y_um / mpp), round(x_um / mpp)))
+    rgb = expose(light, section.look, (round(y_um / mpp) - _HALO_PX, round(x_um / mpp) - _HALO_PX))
     tumor = canvas.upsample(np.minimum(site.nest_um, site.tissue_um))
     inner = np.s_[_HALO_PX:-_HALO_PX, _HALO_PX:-_HALO_PX]
     return Painting(
@@ -393,12 +393,12 @@ def expose(light: Floats, look: Look, place: tuple[int, int]) -> NDArray[np.uint
     Parameters
     ----------
     place
-        Row and column of the window's first pixel without halo: neighbouring windows have one noise.
+        Row and column of the first pixel on the slide: neighbouring windows have one noise.
     """
     if look.sharpening > 0:
         soft = cv2.GaussianBlur(light, (0, 0), 1.0)
         light = np.asarray(cv2.addWeighted(light, 1 + look.sharpening, soft, -look.sharpening, 0), dtype=np.float32)
-    first_row, first_column = ((start - _HALO_PX) % NOISE_SIZE for start in place)
+    first_row, first_column = (start % NOISE_SIZE for start in place)
     noise = np.float32(look.noise) * np.roll(camera_noise(), (-first_row, -first_column), axis=(0, 1))
     result = np.empty(light.shape, dtype=np.uint8)
     for top in range(0, light.shape[0], NOISE_SIZE):

@@ -14,6 +14,7 @@ from ki67.errors import Ki67Error
 from ki67.geometry import RigidTransform
 from ki67.phantom import PhantomOptions, draw_slides
 from ki67.phantom.artifacts import Artifacts, Disc, Line
+from ki67.phantom.draw import _glass, _stained_box
 from ki67.phantom.layout import Layout
 from ki67.phantom.look import random_look
 from ki67.phantom.nuclei import NEGATIVE_DAB, POSITIVE_DAB, Section, Window, logit_for, place_nuclei
@@ -167,6 +168,21 @@ def test_windows_that_touch_fit_together() -> None:
     joined = np.concatenate([half.rgb for half in halves], axis=1)
     # Rounding may differ by a grey level.
     assert np.abs(joined.astype(int) - whole.rgb.astype(int)).max() <= 2
+
+
+def test_block_is_painted_where_there_is_tissue_and_the_same_as_if_painted_whole() -> None:
+    plan = plan_pair(PhantomOptions(1.0, pen_mark=True, seed=1)).slides["ki67"]
+    left, top, width, height = 2048, 1024, 1024, 1024
+    box = _stained_box(plan.section, left, top, width, height, plan.mpp)
+    assert box is not None
+    assert (box.right - box.left) * (box.bottom - box.top) < width * height
+    whole = paint(plan.section, left * 0.5, top * 0.5, width, height, 0.5).rgb
+    part = _glass(plan.section.look, width, height).copy()
+    painted = paint(
+        plan.section, (left + box.left) * 0.5, (top + box.top) * 0.5, box.right - box.left, box.bottom - box.top, 0.5
+    )
+    part[box.top : box.bottom, box.left : box.right] = painted.rgb
+    assert np.abs(part.astype(int) - whole.astype(int)).max() <= 2
 
 
 def test_nuclei_do_not_depend_on_the_window_that_asks() -> None:
