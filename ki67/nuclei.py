@@ -410,8 +410,8 @@ def _take(strip: _Strip, end_row_px: int, margin: int, mpp: float, options: Extr
     corner_um = np.array([strip.first_column_px, strip.first_row_px]) * mpp
     hematoxylin, dab = _stain_amounts(nuclei, strip.rgb)
     columns = {
-        "x_um": nuclei.x_px * mpp + corner_um[0],
-        "y_um": nuclei.y_px * mpp + corner_um[1],
+        "x_um": _shifted(nuclei.x_px, nuclei.area_px, strip.first_column_px) * mpp,
+        "y_um": _shifted(nuclei.y_px, nuclei.area_px, strip.first_row_px) * mpp,
         "positive": nuclei.positive,
         "probability": nuclei.probability,
         "area_um2": nuclei.area_px * mpp**2,
@@ -419,6 +419,12 @@ def _take(strip: _Strip, end_row_px: int, margin: int, mpp: float, options: Extr
         "hematoxylin_od": hematoxylin,
     }
     return FoundNuclei(columns, polygons(outline_nuclei(nuclei) * mpp + corner_um))
+
+
+def _shifted(middle_px: NDArray[np.float64], area_px: NDArray[np.int64], shift_px: int) -> NDArray[np.float64]:
+    """Middles shifted by whole pixels, to the last digit as if the strip had begun at the slide's corner."""
+    total = np.rint((middle_px - 0.5) * area_px) + shift_px * area_px
+    return total / area_px + 0.5
 
 
 def _stain_amounts(nuclei: Nuclei, rgb: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
