@@ -182,6 +182,11 @@ def _load_encoder(module: nn.Module, path: Path, encoder: str) -> None:
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
         assert isinstance(module.encoder, nn.Module)
+        # The file may be a whole network of this project, whose encoder is one part of it.
+        prefix = "encoder."
+        weights = {
+            key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)
+        } or weights
         # The encoders of smp drop the classifier that such files carry.
         module.encoder.load_state_dict(weights)
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, *_NO_WEIGHTS) as error:
