@@ -42,6 +42,8 @@ class ExtractionOptions:
 
     Attributes
     ----------
+    seed_probability
+        Smoothed probability of nuclear interior from which a pixel is part of one.
     smoothing_um
         Standard deviation of the Gaussian over the probability of nuclear interior.
     smallest_um2, largest_um2
@@ -55,11 +57,12 @@ class ExtractionOptions:
         Farthest that the membrane reaches out from the interior.
     """
 
-    smoothing_um: float = 0.5
+    seed_probability: float = 0.45
+    smoothing_um: float = 0.35
     smallest_um2: float = 12.0
     largest_um2: float = 500.0
     peak_distance_um: float = 2.5
-    neck: float = 0.75
+    neck: float = 0.8
     membrane_um: float = 1.5
 
 
@@ -104,8 +107,8 @@ class Nuclei:
 def extract_nuclei(probabilities: NDArray[np.uint8], *, mpp: float, options: ExtractionOptions | None = None) -> Nuclei:
     """Single nuclei from the probabilities of the five classes.
 
-    Interiors are where nucleus, positive or negative, is likelier than not; those that run together are parted at
-    narrow necks by a watershed of their distance transform; each then grows into the membrane around it.
+    Interiors are where the network sees nucleus, positive or negative; those that run together are parted at narrow
+    necks by a watershed of their distance transform; each then grows into the membrane around it.
 
     Parameters
     ----------
@@ -121,7 +124,9 @@ def extract_nuclei(probabilities: NDArray[np.uint8], *, mpp: float, options: Ext
     interior = cv2.add(positive, negative)
     foreground = cv2.add(interior, cv2.add(positive_membrane, negative_membrane))
     sigma = options.smoothing_um / mpp
-    seeds = _parted(np.asarray(cv2.GaussianBlur(interior, (0, 0), sigma)) >= _HALF, mpp, options)
+    seeds = _parted(
+        np.asarray(cv2.GaussianBlur(interior, (0, 0), sigma)) >= 255 * options.seed_probability, mpp, options
+    )
     labels = _grown(seeds, foreground >= _HALF, options.membrane_um / mpp)
     return _measured(labels, probabilities, mpp, options)
 

@@ -50,6 +50,13 @@ def test_membrane_is_a_rim_inside_the_nucleus_and_not_at_the_edge_of_the_image()
     assert target[17].tolist() == [0] * 10 + [4] * 2 + [3] * 18
 
 
+def test_thin_nuclei_keep_an_interior():
+    labels = np.zeros((40, 40), dtype=np.uint16)
+    labels[10:14, 5:35] = 1
+    target = five_class_target(labels, {1: POSITIVE})
+    assert target[8:16, 20].tolist() == [0, 0, 2, 1, 1, 2, 0, 0]
+
+
 def test_nuclei_of_unknown_class_are_ignored():
     labels = np.zeros((20, 40), dtype=np.uint16)
     labels[5:15, 5:15] = 1
