@@ -154,10 +154,16 @@ def training_datasets(wildcards) -> list[str]:
 
 def training_settings(network: str) -> dict:
     settings = SETTINGS["train"][network]
-    return {key: settings[key] for key in ("steps", "batch_size", "learning_rate")} | {
-        "encoder_weights": SETTINGS["train"]["encoder_weights"],
+    return {key: settings[key] for key in ("encoder_weights", "steps", "batch_size", "learning_rate")} | {
+        "dataset_shares": settings["shares"],
         "device": SETTINGS["network"]["device"],
     }
+
+
+def encoder_file(wildcards) -> list[str]:
+    """The file the encoder starts from, which another training may have to write first."""
+    source = SETTINGS["train"][wildcards.network]["encoder_weights"]
+    return [] if source in ("imagenet", "none") else [source]
 
 
 def cohort_files(wildcards) -> list[str]:

@@ -23,6 +23,7 @@ rule draw_fields:
 rule train:
     input:
         datasets=training_datasets,
+        encoder=encoder_file,
     output:
         weights="training/{network}/weights.safetensors",
         model="training/{network}/model.json",
