@@ -117,6 +117,27 @@ def evaluate_stain(
         write_json(out, result)
 
 
+@evaluate.command("registration")
+def evaluate_registration(
+    pairs: Annotated[Path, typer.Argument(help="Table of image pairs with landmarks (pairs.csv).")],
+    out: Annotated[Path | None, typer.Option(help="JSON file for the result of every pair.")] = None,
+) -> None:
+    """How far landmarks lie apart after registration, beside the best rigid and affine fit."""
+    from ki67.registration_evaluation import evaluate_registration as measure
+    from ki67.registration_evaluation import read_landmark_pairs
+    from ki67.storage import write_json
+
+    result = measure(read_landmark_pairs(pairs))
+    columns = ("pair", "median_px", "best_rigid_median_px", "median_um", "estimated_error_um", "verdict", "seconds")
+    typer.echo("\t".join(columns))
+    for row in result["pairs"]:
+        typer.echo(
+            "\t".join(f"{row[name]:.1f}" if isinstance(row[name], float) else str(row[name]) for name in columns)
+        )
+    if out:
+        write_json(out, result)
+
+
 def main() -> None:
     """Run a command; mistakes of the user are one sentence on standard error."""
     try:
