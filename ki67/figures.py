@@ -21,7 +21,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ki67.errors import Flag
 from ki67.geometry import Mask, RigidTransform
-from ki67.index import CUTOFFS
 
 if TYPE_CHECKING:
     import geopandas
@@ -305,7 +304,7 @@ def _checkerboard(one: RgbImage, other: RgbImage, square_px: float) -> RgbImage:
     return np.where(((rows[:, None] + columns) % 2 == 0)[..., None], one, other).astype(np.uint8)
 
 
-def cohort_overview(slides: pandas.DataFrame, cutoffs: Sequence[float] = CUTOFFS) -> RgbImage:
+def cohort_overview(slides: pandas.DataFrame, cutoffs: Sequence[float] = (0.10, 0.20)) -> RgbImage:
     """Index of every slide with its interval, the readers' indices, and a list of slides to look at.
 
     Parameters
