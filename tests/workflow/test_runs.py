@@ -279,11 +279,32 @@ def test_good_rows_are_the_same_beside_bad_ones(scored: Finished, with_bad_rows:
 
 
 def test_a_killed_run_goes_on_to_the_same_table(scored: Finished, slides: Path, tmp_path: Path) -> None:
+    """Both parts keep nothing but tables, so that what one stage leaves for the next survives the kill as well."""
     workflow = run_in(scored.workflow.clone, slides, tmp_path / "killed", GOOD)
+    settings = ("--config", "slides=slides.tsv", "keep=tables")
+    run, slide = kill_in_the_nuclei_stage(workflow, settings)
+    assert run.returncode == -signal.SIGKILL
+    assert not (workflow.folder / "results" / slide / "nuclei.json").exists()
+    done = {path: path.stat().st_mtime_ns for path in workflow.folder.glob("results/*/t*.json")}
+    assert done
+    assert "--unlock" in workflow.run(*settings).stdout
+    assert workflow.run("--unlock", *settings).returncode == 0
+    finished = workflow.run(*settings)
+    assert finished.returncode == 0, finished.stdout
+    assert (workflow.folder / "results" / "cohort" / "cohort.csv").read_bytes() == scored.table
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    repeated = job_counts(finished.stdout)
+    assert "check" not in repeated
+    assert 1 <= repeated["nuclei"] <= len(GOOD)
+    assert not list(workflow.folder.glob("results/*/*.ome.zarr"))
+
+
+def kill_in_the_nuclei_stage(workflow: Workflow, settings: tuple[str, ...]) -> tuple[subprocess.Popen[bytes], str]:
+    """Start a run in a session of its own and kill all of it, and name the slide whose nuclei were being looked for."""
     mark = f"{os.getpid()}-{time.time_ns()}"
-    with (tmp_path / "said").open("w") as said:
+    with (workflow.folder / "said").open("wb") as said:
         run = subprocess.Popen(
-            workflow.command("--config", "slides=slides.tsv"),
+            workflow.command(*settings),
             cwd=workflow.folder,
             env=clean_environment() | {"KI67_TEST_MARK": mark},
             stdout=said,
@@ -293,19 +314,7 @@ def test_a_killed_run_goes_on_to_the_same_table(scored: Finished, slides: Path, 
         slide = wait_for_nuclei(workflow.folder, run)
         kill_all(mark)
         run.wait(timeout=60)
-    assert run.returncode == -signal.SIGKILL
-    assert not (workflow.folder / "results" / slide / "nuclei.json").exists()
-    done = [path for path in workflow.folder.glob("results/*/t*.json") if path.stat().st_size]
-    refused = workflow.run("--config", "slides=slides.tsv")
-    assert "--unlock" in refused.stdout
-    assert workflow.run("--unlock", "--config", "slides=slides.tsv").returncode == 0
-    times = {path: path.stat().st_mtime_ns for path in done}
-    finished = finish(workflow)
-    assert finished.table == scored.table
-    assert {path: path.stat().st_mtime_ns for path in done} == times
-    repeated = job_counts(finished.said)
-    assert "check" not in repeated
-    assert 1 <= repeated["nuclei"] <= len(GOOD)
+    return run, slide
 
 
 def wait_for_nuclei(folder: Path, run: subprocess.Popen[bytes]) -> str:
