@@ -19,21 +19,13 @@ import pytest
 import tifffile
 from PIL import Image
 
+from ki67.provenance import import_closure
 from tests.conftest import ROOT, Workflow, clean_environment, copy_clone, job_counts
 
 pytestmark = pytest.mark.usefixtures("shipped_networks")
 
 STAGES = ("check", "tumor", "register", "transfer", "nuclei", "index")
 HEADER = "slide | ki67 | he | mpp_ki67 | patient | reference_index"
-OUTPUT_OF_RULE = {
-    "check": "check.json",
-    "tumor": "tumor_he.json",
-    "register": "transform.json",
-    "transfer": "transfer.json",
-    "nuclei": "nuclei.json",
-    "index": "ki67.json",
-    "cohort": "cohort.csv",
-}
 GOOD = (
     "G1 | Präparat 1/Ki 67.tif | Präparat 1/H&E.tif | | P1 | 0.25",
     "G2 | ihc/ki67.tif | | | P1 |",
@@ -226,27 +218,49 @@ def test_a_slide_can_be_forced(scored: Finished) -> None:
 @pytest.mark.parametrize(
     ("module", "rules"),
     [
-        ("registration", {"register"}),
-        ("tumor", {"tumor", "transfer"}),
-        ("nuclei", {"nuclei"}),
-        ("index", {"index", "cohort"}),
-        ("cohort", {"cohort"}),
-        ("tissue", {"check"}),
-        ("figures", {"register", "index", "cohort"}),
-        ("training/fit", set()),
+        ("registration", ("register", "transfer", "nuclei", "index", "cohort")),
+        ("nuclei", ("nuclei", "index", "cohort")),
+        ("index", ("index", "cohort")),
+        ("training/fit", ()),
     ],
 )
-def test_a_change_in_a_module_runs_the_rules_that_use_it(scored: Finished, module: str, rules: set[str]) -> None:
+def test_a_change_in_a_module_runs_the_rules_that_use_it_and_what_follows(
+    scored: Finished, module: str, rules: tuple[str, ...]
+) -> None:
     sheet = scored.workflow.write_sheet(HEADER, *GOOD, name="same.tsv")
     path = scored.workflow.clone / "ki67" / f"{module}.py"
     before = path.read_text(encoding="utf-8")
     try:
         path.write_text(before + "\nCHANGED = True\n", encoding="utf-8")
-        said = scored.workflow.run("--config", f"slides={sheet.name}", "--list-changes", "params").stdout
+        planned = scored.workflow.planned("--config", f"slides={sheet.name}")
     finally:
         path.write_text(before, encoding="utf-8")
-    changed = {Path(line).name for line in said.splitlines() if line.startswith("results/")}
-    assert {rule for rule, output in OUTPUT_OF_RULE.items() if output in changed} == rules
+    assert planned == {rule: 1 if rule == "cohort" else len(GOOD) for rule in rules}
+
+
+@pytest.mark.parametrize(
+    ("module", "scripts"),
+    [
+        ("tissue", {"check"}),
+        ("registration", {"register"}),
+        ("tumor", {"tumor", "transfer"}),
+        ("tumor_mask", {"tumor", "transfer"}),
+        ("networks", {"tumor", "transfer", "nuclei", "train"}),
+        ("nuclei", {"nuclei", "train"}),
+        ("index", {"index", "cohort"}),
+        ("cohort", {"cohort"}),
+        ("figures", {"register", "index", "cohort"}),
+        ("phantom/draw", {"draw_fields"}),
+        ("sheet", set()),
+    ],
+)
+def test_a_script_uses_the_modules_of_its_stage_alone(module: str, scripts: set[str]) -> None:
+    path = ROOT / "ki67" / f"{module}.py"
+    assert path.is_file()
+    using = {
+        script.stem for script in (ROOT / "workflow" / "scripts").glob("*.py") if path in import_closure(script, ROOT)
+    }
+    assert using == scripts
 
 
 def test_a_report_holds_the_tables_and_pictures_but_no_path(scored: Finished, slides: Path) -> None:
