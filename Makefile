@@ -8,6 +8,8 @@ PYTHON ?= python3.11
 CORES ?= $(shell nproc)
 VENV := .venv
 BIN := $(VENV)/bin
+# Four slides at a time: a processor is better used by another slide than by a second thread on the same one.
+THREADS := $(shell echo $$((($(CORES) + 3) / 4)))
 DEMO := plain flipped no_tumor ihc_only
 
 # The lock files alone say what is installed, whatever this machine's environment asks of pip.
@@ -41,7 +43,8 @@ $(VENV)/installed-test: requirements-test.lock
 # A slide for each processor at a time.
 demo: setup
 	@$(MAKE) --no-print-directory -j$(CORES) $(DEMO:%=demo/slides/%/drawn)
-	$(BIN)/snakemake --cores $(CORES) --directory demo --config slides=config/demo.tsv --quiet rules
+	$(BIN)/snakemake --cores $(CORES) --directory demo --config slides=config/demo.tsv --quiet rules \
+		--set-threads $(foreach rule,tumor transfer nuclei,$(rule)=$(THREADS))
 	@$(BIN)/python tests/workflow/check_demo.py demo
 
 PHANTOM = $(BIN)/python -m ki67 phantom --out $(@D) --area-mm2 10 --workers 1
