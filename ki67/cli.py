@@ -13,6 +13,8 @@ from ki67.errors import Ki67Error
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 evaluate = typer.Typer(no_args_is_help=True, help="Accuracy on images of which the answer is known.")
 app.add_typer(evaluate, name="evaluate")
+benchmark = typer.Typer(no_args_is_help=True, help="Speed and memory, beside what cannot be avoided.")
+app.add_typer(benchmark, name="benchmark")
 
 
 class FieldKindName(StrEnum):
@@ -95,6 +97,17 @@ def phantom(
     draw_slides(options, out, workers=workers)
 
 
+@app.command()
+def calibrate(
+    model: Annotated[Path, typer.Argument(help="Folder of a trained network.")],
+    datasets: Annotated[list[Path], typer.Argument(help="Folders of images such as it was trained on.")],
+) -> None:
+    """Let a network compute in 8-bit integers: write the ranges of its activations into its folder."""
+    from ki67.training.calibration import calibrate_folder
+
+    calibrate_folder(model, datasets)
+
+
 @evaluate.command("stain")
 def evaluate_stain(
     sources: Annotated[
@@ -134,6 +147,34 @@ def evaluate_registration(
         typer.echo(
             "\t".join(f"{row[name]:.1f}" if isinstance(row[name], float) else str(row[name]) for name in columns)
         )
+    if out:
+        write_json(out, result)
+
+
+@benchmark.command("inference")
+def benchmark_inference(
+    slide: Annotated[Path, typer.Argument(help="A slide of the network's stain.")],
+    model: Annotated[Path, typer.Option(help="Folder of a network, such as resources/models/nuclei.")],
+    out: Annotated[Path | None, typer.Option(help="JSON file for all that was measured.")] = None,
+    mpp: Annotated[float | None, typer.Option(help="Microns per pixel, where the file does not say.")] = None,
+    everything: Annotated[bool, typer.Option("--everything", help="All of the slide, not only its tissue.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; one a core if not given.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows that a GPU is given at once.")] = 4,
+) -> None:
+    """Time a network's stage on a slide: tiles a second, and how near it comes to the network and decoding alone."""
+    import os
+
+    from ki67.benchmark import benchmark_inference as measure
+    from ki67.inference import Running
+    from ki67.storage import write_json
+
+    threads = threads or len(os.sched_getaffinity(0))
+    running = Running(batch_size=batch_size, reader_threads=threads, threads=threads)
+    result = measure(slide, model, mpp=mpp, everything=everything, device=device, running=running)
+    for name, value in result.items():
+        if not isinstance(value, list):
+            typer.echo(f"{name}\t{value:.4g}" if isinstance(value, float) else f"{name}\t{value}")
     if out:
         write_json(out, result)
 

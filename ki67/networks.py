@@ -11,12 +11,14 @@ import os
 import pickle
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import safetensors
+import safetensors.numpy
 import safetensors.torch
 import segmentation_models_pytorch as smp
 import torch
@@ -24,10 +26,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ki67.errors import Ki67Error, Stain
+from ki67.quantized import QuantizedNetwork, Ranges, computes_int8
 
 log = logging.getLogger(__name__)
 
 Architecture = Literal["unet_densenet121", "unet_resnet34"]
+Precision = Literal["auto", "int8", "bfloat16", "float32"]
+
+RANGES_FILE = "int8.safetensors"
 
 ENCODERS: dict[str, str] = {"unet_densenet121": "densenet121", "unet_resnet34": "resnet34"}
 NUCLEUS_CLASSES = (
@@ -44,6 +50,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _NO_WEIGHTS = (pickle.UnpicklingError, safetensors.SafetensorError)
 # Five halvings in the encoder.
 STRIDE_PX = 32
+_Number = TypeVar("_Number", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,11 @@ class NetworkSpec:
                 f"network {self.name}: unknown architecture {self.architecture!r}; use one of {', '.join(ENCODERS)}"
             )
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """Name and hash, by which a record says which network made a result."""
+        return {"name": self.name, "sha256": self.sha256}
+
     def to_json(self) -> dict[str, Any]:
         """The spec as plain JSON values."""
         return json.loads(json.dumps(asdict(self)))
@@ -122,9 +134,21 @@ def nuclei_spec(name: str = "nuclei") -> NetworkSpec:
     return NetworkSpec(name=name, architecture="unet_resnet34", classes=NUCLEUS_CLASSES, stain="ki67")
 
 
-def tumor_spec(name: str, stain: Stain) -> NetworkSpec:
+def tumor_spec(name: str, stain: Stain, *, mpp: float = 0.5, tile_px: int = 256) -> NetworkSpec:
     """The tumour network of one stain."""
-    return NetworkSpec(name=name, architecture="unet_densenet121", classes=TUMOR_CLASSES, stain=stain)
+    return NetworkSpec(
+        name=name, architecture="unet_densenet121", classes=TUMOR_CLASSES, stain=stain, mpp=mpp, tile_px=tile_px
+    )
+
+
+NETWORK_SPECS: dict[str, NetworkSpec] = {
+    "tumor_he": tumor_spec("tumor_he", "he"),
+    # Sees 5x, where a slide has a sixteenth of the pixels. Tiles of 256 µm, as the smallest annotated images are.
+    "tumor_he_coarse": tumor_spec("tumor_he_coarse", "he", mpp=2.0, tile_px=128),
+    "tumor_ki67": tumor_spec("tumor_ki67", "ki67"),
+    "nuclei": nuclei_spec(),
+}
+"""What this workflow trains, by name."""
 
 
 def build_network(spec: NetworkSpec) -> nn.Module:
@@ -278,15 +302,48 @@ def read_spec(folder: Path) -> NetworkSpec:
     return NetworkSpec.from_json(record)
 
 
-def load_network(folder: Path, *, device: str = "auto") -> Network:
+def save_ranges(folder: Path, ranges: Ranges, spec: NetworkSpec) -> None:
+    """Write ``int8.safetensors``: the ranges of activations of the weights beside it, see ``ki67.quantized``."""
+    content = safetensors.numpy.save(dict(ranges), metadata={"sha256": spec.sha256})
+    write_whole(folder / RANGES_FILE, content)
+
+
+def read_ranges(folder: Path, spec: NetworkSpec) -> dict[str, NDArray[np.float32]] | None:
+    """What ``save_ranges`` wrote, or None where there is nothing.
+
+    Raises
+    ------
+    Ki67Error
+        If the file is damaged or belongs to other weights.
+    """
+    path = folder / RANGES_FILE
+    if not path.exists():
+        return None
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            of_weights = (file.metadata() or {}).get("sha256", "")
+            ranges = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
+    except (OSError, safetensors.SafetensorError) as error:
+        raise Ki67Error(f"network {spec.name}: {RANGES_FILE} is damaged; delete it or calibrate again") from error
+    if of_weights != spec.sha256:
+        raise Ki67Error(
+            f"network {spec.name}: {RANGES_FILE} belongs to weights {of_weights[:12]}... and not to those beside it, "
+            f"{spec.sha256[:12]}...; delete it or calibrate again"
+        )
+    return ranges
+
+
+def load_network(folder: Path, *, device: str = "auto", precision: Precision = "auto") -> Network:
     """The network of a folder, ready to predict.
 
     Parameters
     ----------
     folder
-        As ``save_network`` wrote it.
+        As ``save_network`` wrote it, perhaps with ``save_ranges``.
     device
         ``"auto"`` (a GPU where there is one), ``"cpu"`` or a name that torch knows.
+    precision
+        In which numbers to compute; see ``choose_precision``.
 
     Raises
     ------
@@ -313,7 +370,7 @@ def load_network(folder: Path, *, device: str = "auto") -> Network:
             f"network {spec.name}: its weights do not fit {spec.architecture} with {len(spec.classes)} classes, as "
             "model.json describes it; fetch or train it again"
         ) from error
-    return Network(module, spec, device=device)
+    return Network(module, spec, device=device, precision=precision, ranges=read_ranges(folder, spec))
 
 
 # ---------------------------------------------------------------------------------------------- running
@@ -327,13 +384,18 @@ class Predictor(Protocol):
         """What is known of it."""
         ...
 
-    def predict(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Probabilities ``(N, C, H, W)`` of RGB tiles uint8 ``(N, H, W, 3)``."""
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        ...
+
+    def predict_levels(self, batch: NDArray[np.uint8], halo_px: int) -> NDArray[np.uint8]:
+        """Probabilities uint8 ``(N, C, H - 2 * halo, W - 2 * halo)``, 255 for 1, of RGB tiles ``(N, H, W, 3)``."""
         ...
 
 
 class Network:
-    """A network ready to predict, in bfloat16 where the machine computes that faster than float32.
+    """A network ready to predict, in the numbers that the machine computes fastest.
 
     Parameters
     ----------
@@ -343,14 +405,31 @@ class Network:
         Its description.
     device
         ``"auto"``, ``"cpu"`` or a name that torch knows.
+    precision
+        See ``choose_precision``.
+    ranges
+        Of its activations, which 8-bit integers need; see ``ki67.quantized``.
     """
 
-    def __init__(self, module: nn.Module, spec: NetworkSpec, *, device: str = "auto") -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        spec: NetworkSpec,
+        *,
+        device: str = "auto",
+        precision: Precision = "auto",
+        ranges: Ranges | None = None,
+    ) -> None:
         self.spec = spec
         self.device = choose_device(device)
-        self.dtype = torch.bfloat16 if computes_bfloat16(self.device) else torch.float32
+        self.precision = choose_precision(precision, self.device, ranges, spec.name)
         fused = fuse_batch_normalization(module)
-        self._module = channels_last(with_convolutions_in(fused, self.dtype), self.device)
+        self._module: Callable[[torch.Tensor], torch.Tensor]
+        if self.precision == "int8" and ranges is not None:
+            self._module = QuantizedNetwork(fused.float(), ranges, spec.mean, spec.std)
+        else:
+            self.dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+            self._module = channels_last(with_convolutions_in(fused, self.dtype), self.device)
         self._scale, self._shift = (value.to(self.device) for value in normalization(spec))
 
     @torch.inference_mode()
@@ -372,6 +451,53 @@ class Network:
         Ki67Error
             If a side is no multiple of 32.
         """
+        return self._one_by_one(batch, lambda logits: self._probabilities(logits).cpu().numpy())
+
+    @torch.inference_mode()
+    def predict_levels(self, batch: NDArray[np.uint8], halo_px: int = 0) -> NDArray[np.uint8]:
+        """Probabilities in 255 levels of every pixel but those of the halo.
+
+        Parameters
+        ----------
+        batch
+            As ``predict`` takes it.
+        halo_px
+            Pixels on every side that were only shown to the network.
+
+        Returns
+        -------
+        uint8 ``(N, C, H - 2 * halo_px, W - 2 * halo_px)``
+            255 for 1.
+
+        Raises
+        ------
+        Ki67Error
+            If a side is no multiple of 32.
+        """
+        end = -halo_px or None
+
+        def levels(logits: torch.Tensor) -> NDArray[np.uint8]:
+            inner = self._probabilities(logits[:, :, halo_px:end, halo_px:end])
+            return inner.mul_(255).round_().to(torch.uint8).cpu().numpy()
+
+        return self._one_by_one(batch, levels)
+
+    def random_input(self, batch_size: int, height_px: int, width_px: int) -> torch.Tensor:
+        """What the layers of the network are given ``(N, 3, H, W)``, for timing them."""
+        random = torch.Generator().manual_seed(0)
+        pixels = torch.randint(0, 256, (batch_size, height_px, width_px, 3), generator=random, dtype=torch.uint8)
+        return self._prepared(pixels.to(self.device))
+
+    @torch.inference_mode()
+    def run_bare(self, batch: torch.Tensor) -> None:
+        """Run on a ``random_input``, wait until it is done, and forget the answer."""
+        self._module(batch)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _one_by_one(
+        self, batch: NDArray[np.uint8], answer: Callable[[torch.Tensor], NDArray[_Number]]
+    ) -> NDArray[_Number]:
         if batch.shape[1] % STRIDE_PX or batch.shape[2] % STRIDE_PX:
             raise Ki67Error(
                 f"network {self.spec.name}: tiles of {batch.shape[2]}x{batch.shape[1]} px do not fit; "
@@ -380,16 +506,23 @@ class Network:
         # A processor is no faster on several tiles of 512 px than on one, and one by one a tile's result cannot depend
         # on which tiles it shares a batch with.
         at_once = 1 if self.device.type == "cpu" else len(batch)
-        parts = [self._predict(batch[start : start + at_once]) for start in range(0, len(batch), at_once)]
+        parts = [answer(self._logits(batch[start : start + at_once])) for start in range(0, len(batch), at_once)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _predict(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        # A batch (N, H, W, 3) seen as (N, 3, H, W) is already in channels_last order: nothing is copied.
-        tiles = torch.from_numpy(np.ascontiguousarray(batch)).to(self.device).permute(0, 3, 1, 2)
+    def _logits(self, batch: NDArray[np.uint8]) -> torch.Tensor:
+        return self._module(self._prepared(torch.from_numpy(np.ascontiguousarray(batch)).to(self.device)))
+
+    def _prepared(self, pixels: torch.Tensor) -> torch.Tensor:
+        # Pixels (N, H, W, 3) seen as (N, 3, H, W) are already in channels_last order: nothing is copied.
+        tiles = pixels.permute(0, 3, 1, 2)
+        if self.precision == "int8":
+            return tiles
         normalized = torch.addcmul(self._shift, tiles.float(), self._scale).to(self.dtype)
-        logits = self._module(normalized.contiguous(memory_format=torch.channels_last)).float()
-        probabilities = logits.sigmoid() if len(self.spec.classes) == 1 else logits.softmax(dim=1)
-        return probabilities.cpu().numpy()
+        return normalized.contiguous(memory_format=torch.channels_last)
+
+    def _probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """float32; its own memory, not that of the logits."""
+        return logits.float().sigmoid() if len(self.spec.classes) == 1 else logits.float().softmax(dim=1)
 
 
 def normalization(spec: NetworkSpec) -> tuple[torch.Tensor, torch.Tensor]:
@@ -414,6 +547,33 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise Ki67Error(f"device {name!r} cannot be used on this machine; set device to auto or cpu") from error
     return torch.device(name)
+
+
+def choose_precision(wanted: Precision, device: torch.device, ranges: Ranges | None, name: str) -> Precision:
+    """In which numbers to compute; ``"auto"`` takes the fastest that the machine has instructions for.
+
+    These are 8-bit integers on a processor with AVX512-VNNI or AMX, if the network has ranges of its activations;
+    bfloat16 on a GPU from Ampere on and on a processor with AVX512-BF16 or AMX; float32 elsewhere.
+
+    Raises
+    ------
+    Ki67Error
+        If 8-bit integers are insisted on where they cannot be had.
+    """
+    can_int8 = device.type == "cpu" and computes_int8()
+    if wanted == "int8":
+        if not can_int8:
+            raise Ki67Error("precision int8 needs a processor with AVX512-VNNI or AMX; set precision to auto")
+        if ranges is None:
+            raise Ki67Error(
+                f"network {name}: precision int8 needs {RANGES_FILE} in its folder; write it with: "
+                "python -m ki67 calibrate FOLDER DATASET, or set precision to auto"
+            )
+    if wanted != "auto":
+        return wanted
+    if can_int8 and ranges is not None:
+        return "int8"
+    return "bfloat16" if computes_bfloat16(device) else "float32"
 
 
 def computes_bfloat16(device: torch.device) -> bool:

@@ -1,8 +1,9 @@
-"""The tumour on a slide, from the probabilities of the tumour network."""
+"""The tumour on a slide, from the probabilities of the tumour network, or of a coarse and a fine one in cascade."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -10,13 +11,34 @@ from numpy.typing import NDArray
 
 from ki67.errors import Ki67Error
 from ki67.geometry import Mask
-from ki67.inference import InferenceStatistics, Stopwatch, predict_bands
+from ki67.inference import Block, InferenceRun, InferenceStatistics, Running, peak_memory_mb
 from ki67.networks import Predictor
 from ki67.slides import Slide
-from ki67.tiles import plan_tiles
+from ki67.tiles import CELL_PX, TilePlan, plan_tiles
 
 SMOOTHING_UM = 6.0
 """Standard deviation of the Gaussian over the probability: less than a nucleus makes no outline."""
+_STRIP_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """A network at a coarser scale that looks first; the finer one looks where this one is not certain.
+
+    Attributes
+    ----------
+    network
+        With one class, at a coarser scale.
+    certain_below, certain_above
+        Its probabilities between these two are not certain.
+    uncertain_share
+        The finer network looks at a tile where more than this share of its tissue is not certain.
+    """
+
+    network: Predictor
+    certain_below: float = 0.1
+    certain_above: float = 0.9
+    uncertain_share: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -30,12 +52,15 @@ class TumorSegmentation:
     probability
         uint8, shape of the mask's pixels, 255 for 1; 0 outside tissue.
     statistics
-        Of the network's run.
+        Of the network's run, or of both networks' together.
+    fine_share
+        Share of the tissue's tiles that the finer network looked at; 1 without a cascade.
     """
 
     mask: Mask
     probability: NDArray[np.uint8]
     statistics: InferenceStatistics
+    fine_share: float = 1.0
 
 
 def segment_tumor(
@@ -43,14 +68,13 @@ def segment_tumor(
     tissue: Mask,
     network: Predictor,
     *,
+    cascade: Cascade | None = None,
     mask_mpp: float = 2.0,
     threshold: float | None = None,
     smallest_region_mm2: float = 0.01,
     smallest_hole_mm2: float = 0.005,
-    batch_size: int = 16,
-    reader_threads: int = 2,
-    core_px: int = 448,
-    halo_px: int = 32,
+    cell_px: int = CELL_PX,
+    running: Running | None = None,
 ) -> TumorSegmentation:
     """Segment the tumour in the tissue of a slide.
 
@@ -62,14 +86,18 @@ def segment_tumor(
         In the slide's frame, at any resolution.
     network
         With one class.
+    cascade
+        What looks first; ``None`` lets the network look at all tissue.
     mask_mpp
         Microns per pixel of the result, a whole multiple of the network's.
     threshold
         Probability from which a pixel is tumour; the network's own where it is ``None``.
     smallest_region_mm2, smallest_hole_mm2
         Smaller regions are dropped, smaller holes in a region filled.
-    batch_size, reader_threads, core_px, halo_px
-        See ``ki67.inference.predict_bands`` and ``ki67.tiles``.
+    cell_px
+        Side of a tile; see ``ki67.tiles``.
+    running
+        See there.
 
     Raises
     ------
@@ -78,55 +106,107 @@ def segment_tumor(
     SlideError
         If the slide cannot be read somewhere.
     """
-    factor = _reduction(mask_mpp, network.spec.mpp, core_px)
-    plan = plan_tiles(tissue, slide.size_um, mpp=network.spec.mpp, core_px=core_px, halo_px=halo_px)
-    shape = (-(-plan.height_px // factor), -(-plan.width_px // factor))
-    probability = np.zeros(shape, dtype=np.uint8)
-    stopwatch = Stopwatch(plan)
-    for band in predict_bands(
-        slide,
-        plan,
-        network,
-        batch_size=batch_size,
-        reader_threads=reader_threads,
-        label=f"{slide.slide_id} tumor",
-        stopwatch=stopwatch,
-    ):
-        with stopwatch.postprocessing():
-            reduced = _averaged(band.probabilities[0], factor)
-            row, column = band.first_row_px // factor, band.first_column_px // factor
-            probability[row : row + reduced.shape[0], column : column + reduced.shape[1]] = reduced
-    with stopwatch.postprocessing():
-        allowed = at_resolution(tissue, shape, mask_mpp)
-        probability[~allowed] = 0
-        level = network.spec.threshold if threshold is None else threshold
-        pixels = regions(
-            probability,
-            allowed,
-            threshold=level,
-            smoothing_px=SMOOTHING_UM / mask_mpp,
-            smallest_region_px=smallest_region_mm2 * 1e6 / mask_mpp**2,
-            smallest_hole_px=smallest_hole_mm2 * 1e6 / mask_mpp**2,
-        )
-    return TumorSegmentation(Mask(pixels, mask_mpp, tissue.frame), probability, stopwatch.statistics())
+    started = time.perf_counter()
+    height, width = (max(1, int(np.ceil(size / mask_mpp - 1e-6))) for size in reversed(slide.size_um))
+    probability = np.zeros((height, width), dtype=np.uint8)
+    allowed = at_resolution(tissue, (height, width), mask_mpp)
+    fine_share, before = 1.0, None
+    plan = plan_tiles(tissue, slide.size_um, mpp=network.spec.mpp, cell_px=cell_px)
+    if cascade is not None:
+        mpp = cascade.network.spec.mpp
+        coarse_plan = plan_tiles(tissue, slide.size_um, mpp=mpp, cell_px=cell_px)
+        before = _look(slide, coarse_plan, cascade.network, probability, mask_mpp, running, f"tumor at {mpp:g} µm/px")
+        tiles = len(plan.cells)
+        plan = uncertain_tiles(plan, probability, allowed, mask_mpp, cascade)
+        fine_share = len(plan.cells) / max(1, tiles)
+    statistics = _look(slide, plan, network, probability, mask_mpp, running, "tumor")
+    processor_s = time.process_time()
+    probability[~allowed] = 0
+    pixels = regions(
+        probability,
+        allowed,
+        threshold=network.spec.threshold if threshold is None else threshold,
+        smoothing_px=SMOOTHING_UM / mask_mpp,
+        smallest_region_px=smallest_region_mm2 * 1e6 / mask_mpp**2,
+        smallest_hole_px=smallest_hole_mm2 * 1e6 / mask_mpp**2,
+    )
+    statistics = before + statistics if before else statistics
+    statistics = replace(
+        statistics,
+        postprocess_s=statistics.postprocess_s + time.process_time() - processor_s,
+        wall_s=time.perf_counter() - started,
+        peak_rss_mb=peak_memory_mb(),
+    )
+    return TumorSegmentation(Mask(pixels, mask_mpp, tissue.frame), probability, statistics, fine_share)
 
 
-def _reduction(mask_mpp: float, mpp: float, core_px: int) -> int:
-    factor = round(mask_mpp / mpp)
-    if factor < 1 or abs(factor * mpp - mask_mpp) > 1e-6 or core_px % factor:
+def _look(
+    slide: Slide,
+    plan: TilePlan,
+    network: Predictor,
+    probability: NDArray[np.uint8],
+    mask_mpp: float,
+    running: Running | None,
+    label: str,
+) -> InferenceStatistics:
+    """Run a network, and put what it says in place into the probability at the resolution of the mask."""
+    _check_scales(mask_mpp, plan.mpp, plan.cell_px)
+    with InferenceRun(slide, plan, network, label=f"{slide.slide_id} {label}", running=running) as run:
+        for block in run.blocks():
+            with run.postprocessing():
+                _put(block, probability, plan.mpp, mask_mpp)
+        return run.statistics()
+
+
+def uncertain_tiles(
+    plan: TilePlan, probability: NDArray[np.uint8], tissue: NDArray[np.bool_], mask_mpp: float, cascade: Cascade
+) -> TilePlan:
+    """The plan's tiles in which the coarse network is not certain.
+
+    Parameters
+    ----------
+    plan
+        Of the fine network.
+    probability, tissue
+        uint8 and bool ``(H, W)`` at ``mask_mpp`` of the whole slide, from the coarse network.
+    """
+    below, above = round(255 * cascade.certain_below), round(255 * cascade.certain_above)
+    uncertain = tissue & (probability > below) & (probability < above)
+    side = round(plan.cell_px * plan.mpp / mask_mpp)
+    share = _sum_over_squares(uncertain, side) / np.maximum(1, _sum_over_squares(tissue, side))
+    chosen = share[tuple(plan.cells.T)] > cascade.uncertain_share
+    return replace(plan, cells=plan.cells[chosen])
+
+
+def _sum_over_squares(pixels: NDArray[np.bool_], side: int) -> NDArray[np.int64]:
+    starts = (np.arange(0, size, side) for size in pixels.shape)
+    rows = np.add.reduceat(pixels, next(starts), axis=0, dtype=np.int64)
+    return np.asarray(np.add.reduceat(rows, next(starts), axis=1))
+
+
+def _check_scales(mask_mpp: float, mpp: float, cell_px: int) -> None:
+    factor = max(mask_mpp / mpp, mpp / mask_mpp)
+    if abs(factor - round(factor)) > 1e-6 or (mask_mpp > mpp and cell_px % round(factor)):
         raise Ki67Error(
-            f"a tumour mask of {mask_mpp} µm/px cannot be averaged from {mpp} µm/px in tiles of {core_px} px; "
-            "set mask_mpp to 1, 2 or 4 times the network's"
+            f"a tumour mask of {mask_mpp} µm/px cannot be made from {mpp} µm/px in tiles of {cell_px} px; "
+            "set mask_mpp to 1, 2 or 4"
         )
-    return factor
 
 
-def _averaged(image: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
-    """Mean over squares; those cut by the slide's lower or right edge are averaged over what is there."""
-    rows, columns = (-(-size // factor) for size in image.shape)
-    padding = (rows * factor - image.shape[0], columns * factor - image.shape[1])
-    whole = np.pad(image, ((0, padding[0]), (0, padding[1])), mode="edge")
-    return np.asarray(cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+def _put(block: Block, probability: NDArray[np.uint8], mpp: float, mask_mpp: float) -> None:
+    """Put a block, averaged over area or repeated, where it belongs; only what its windows answered for."""
+    for row_px, column_px, levels in block.answered():
+        resized = _resized(levels[0], mpp, mask_mpp)
+        top, left = round(row_px * mpp / mask_mpp), round(column_px * mpp / mask_mpp)
+        room = probability[top : top + resized.shape[0], left : left + resized.shape[1]]
+        room[:] = resized[: room.shape[0], : room.shape[1]]
+
+
+def _resized(image: NDArray[np.uint8], mpp: float, mask_mpp: float) -> NDArray[np.uint8]:
+    """Mean over squares of pixels, or every pixel as a square of pixels."""
+    rows, columns = (max(1, round(size * mpp / mask_mpp)) for size in image.shape)
+    interpolation = cv2.INTER_AREA if mask_mpp > mpp else cv2.INTER_NEAREST
+    return np.asarray(cv2.resize(image, (columns, rows), interpolation=interpolation), dtype=np.uint8)
 
 
 def at_resolution(mask: Mask, shape: tuple[int, int], mpp: float) -> NDArray[np.bool_]:
@@ -157,9 +237,16 @@ def regions(
     allowed
         bool ``(H, W)``. Smoothing does not mix in what lies outside, so tumour reaches up to the edge of the tissue.
     """
-    weight = np.asarray(cv2.GaussianBlur(allowed.astype(np.float32), (0, 0), smoothing_px), dtype=np.float32)
-    smooth = np.asarray(cv2.GaussianBlur(probability.astype(np.float32), (0, 0), smoothing_px), dtype=np.float32)
-    above = (smooth >= threshold * 255 * np.maximum(weight, 1e-3)) & allowed
+    above = np.empty(probability.shape, dtype=bool)
+    # In strips, as pixels of four bytes take more memory than all that is kept of a slide.
+    reach = int(np.ceil(4 * smoothing_px)) + 1
+    for start in range(0, len(above), _STRIP_ROWS):
+        first, end = max(0, start - reach), start + _STRIP_ROWS
+        rows, inner = slice(first, end + reach), slice(start - first, end - first)
+        inside = allowed[rows].astype(np.float32)
+        weight = np.asarray(cv2.GaussianBlur(inside, (0, 0), smoothing_px))[inner]
+        smooth = np.asarray(cv2.GaussianBlur(probability[rows] * inside, (0, 0), smoothing_px))[inner]
+        above[start:end] = (smooth >= threshold * 255 * np.maximum(weight, 1e-3)) & allowed[start:end]
     kept = _without_small(above, smallest_region_px, 8)
     return (kept | _holes(kept, smallest_hole_px)) & allowed
 

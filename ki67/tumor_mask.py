@@ -56,16 +56,20 @@ class TumorMask:
         could not be used.
     probability
         uint8 of the mask's shape, 255 for certain tumour; None where no network ran.
-    model
-        Name and hash of the network.
+    model, coarse_model
+        Name and hash of the network, and of the one that looked first at a coarser scale.
+    fine_share
+        Share of the tissue's tiles that the finer of the two looked at.
     statistics
-        Of its run.
+        Of their run.
     """
 
     mask: Mask
     source: TumorSource | None = None
     probability: NDArray[np.uint8] | None = None
     model: Mapping[str, str] | None = None
+    coarse_model: Mapping[str, str] | None = None
+    fine_share: float | None = None
     statistics: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -75,12 +79,20 @@ class TumorMask:
             "tumor_source": self.source,
             "tumor_mm2": round(self.mask.area_mm2, 4),
             "model": None if self.model is None else dict(self.model),
+            "coarse_model": None if self.coarse_model is None else dict(self.coarse_model),
+            "fine_share": None if self.fine_share is None else round(self.fine_share, 4),
             "statistics": None if self.statistics is None else dict(self.statistics),
         }
 
 
 def make_tumor_mask(
-    slide: Slide, tissue: Mask, settings: TumorSettings, *, model: Path | str, geojson: str | None = None
+    slide: Slide,
+    tissue: Mask,
+    settings: TumorSettings,
+    *,
+    model: Path | str,
+    coarse_model: Path | str | None = None,
+    geojson: str | None = None,
 ) -> TumorMask:
     """The tumour of a slide, inside its tissue and the regions a person drew.
 
@@ -88,8 +100,8 @@ def make_tumor_mask(
     ----------
     tissue
         In the slide's frame, at any resolution.
-    model
-        The ``model.json`` of the network.
+    model, coarse_model
+        The ``model.json`` of the network, and of one that looks first at a coarser scale; None if there is none.
     geojson
         Regions in pixels of level 0; None where there are none.
 
@@ -103,7 +115,7 @@ def make_tumor_mask(
         allowed = _within_regions(slide, tissue, geojson, settings.mask_mpp)
         if settings.regions == "tumor":
             return TumorMask(allowed, "roi")
-    return _segment(slide, allowed, settings, Path(model).parent)
+    return _segment(slide, allowed, settings, Path(model).parent, Path(coarse_model).parent if coarse_model else None)
 
 
 def carry_tumor_mask(
@@ -148,26 +160,32 @@ def _within_regions(slide: Slide, tissue: Mask, geojson: str, mpp: float) -> Mas
     return within(region, tissue)
 
 
-def _segment(slide: Slide, allowed: Mask, settings: TumorSettings, folder: Path) -> TumorMask:
+def _segment(
+    slide: Slide, allowed: Mask, settings: TumorSettings, folder: Path, coarse_folder: Path | None
+) -> TumorMask:
+    from ki67.inference import Running
     from ki67.networks import load_network  # torch takes seconds to import, and many slides do not come this far
-    from ki67.tumor import segment_tumor
+    from ki67.tumor import Cascade, segment_tumor
 
     network = load_network(folder, device=settings.device)
+    coarse = load_network(coarse_folder, device=settings.device) if coarse_folder else None
     found = segment_tumor(
         slide,
         allowed,
         network,
+        cascade=Cascade(coarse) if coarse else None,
         mask_mpp=settings.mask_mpp,
         threshold=settings.threshold,
         smallest_region_mm2=settings.smallest_region_mm2,
         smallest_hole_mm2=settings.smallest_hole_mm2,
-        batch_size=settings.batch_size,
-        reader_threads=settings.reader_threads,
+        running=Running(batch_size=settings.batch_size, reader_threads=settings.reader_threads),
     )
     return TumorMask(
         mask=found.mask,
         source=slide.stain,
         probability=found.probability,
-        model={"name": network.spec.name, "sha256": network.spec.sha256},
+        model=network.spec.identity,
+        coarse_model=coarse.spec.identity if coarse else None,
+        fine_share=found.fine_share,
         statistics=found.statistics.to_json(),
     )

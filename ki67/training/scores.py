@@ -23,8 +23,7 @@ def predict_image(network: Predictor, rgb: NDArray[np.uint8]) -> NDArray[np.uint
     """Probabilities 0-255 ``(C, H, W)`` of a whole image ``(H, W, 3)``, mirrored at its edges to a fitting size."""
     height, width = rgb.shape[:2]
     padded = np.pad(rgb, ((0, -height % STRIDE_PX), (0, -width % STRIDE_PX), (0, 0)), mode="symmetric")
-    probabilities = network.predict(padded[None])[0, :, :height, :width]
-    return np.rint(probabilities * 255).astype(np.uint8)
+    return network.predict_levels(padded[None], 0)[0, :, :height, :width]
 
 
 def score_nuclei(network: Predictor, images: list[AnnotatedImage]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from ki67.networks import NetworkSpec, nuclei_spec, tumor_spec
 from ki67.slides import ImageReader
@@ -14,7 +15,17 @@ COLOURS = np.array(
 )
 
 
-class PaintedNuclei:
+class Drawn:
+    """What all stand-ins share."""
+
+    device = torch.device("cpu")
+
+    def predict_levels(self, batch: np.ndarray, halo_px: int) -> np.ndarray:
+        end = -halo_px or None
+        return np.rint(self.predict(batch)[:, :, halo_px:end, halo_px:end] * 255).astype(np.uint8)
+
+
+class PaintedNuclei(Drawn):
     """Says of each pixel the class whose colour it has."""
 
     def __init__(self) -> None:
@@ -27,7 +38,7 @@ class PaintedNuclei:
         return (distance == distance.min(axis=1, keepdims=True)).astype(np.float32)
 
 
-class Darkness:
+class Darkness(Drawn):
     """Says that a pixel is tumour as likely as it is dark."""
 
     def __init__(self, threshold: float = 0.5) -> None:

@@ -1,123 +1,127 @@
-import time
-
 import cv2
 import numpy as np
 import pytest
 import shapely
+import zarr
 
+from ki67.extraction import ExtractionOptions, extract_nuclei
+from ki67.fields import Band, fields_of_bands
 from ki67.geometry import Mask
-from ki67.nuclei import detect_nuclei, extract_nuclei, outline_nuclei, polygons
+from ki67.inference import Running
+from ki67.nuclei import detect_nuclei, field_margin_px, nuclei_of_bands, nuclei_of_field, nuclei_table
 from ki67.nucleus_table import COLUMNS, empty_nuclei
-from ki67.training.targets import NEGATIVE, POSITIVE, five_class_target
+from ki67.stain import separate_hed
+from ki67.training.targets import NEGATIVE, POSITIVE
 from tests.unit.drawn_networks import COLOURS, PaintedNuclei, slide_of
+from tests.unit.drawn_nuclei import drawn, found_by, grid, probabilities_of
+
+# ---------------------------------------------------------------------------------------------- in bands
 
 
-def drawn(shape, ellipses):
-    """Five-class image of ellipses (x, y, half axes, angle, class) in pixels; later ones cover earlier ones."""
-    labels = np.zeros(shape, dtype=np.uint16)
-    for number, (x, y, axis, other, angle, _) in enumerate(ellipses, start=1):
-        cv2.ellipse(labels, ((x, y), (2 * axis, 2 * other), angle), number, -1)
-    return five_class_target(labels, {number: entry[5] for number, entry in enumerate(ellipses, start=1)})
+def everywhere():
+    return Mask(np.ones((400, 400), dtype=bool), 8.0, "ki67")
 
 
-def probabilities_of(classes):
-    levels = np.stack([(classes == index) * np.uint8(255) for index in range(5)])
-    return np.stack([cv2.GaussianBlur(level, (0, 0), 0.8) for level in levels])
+def table_of(bands):
+    return nuclei_table(nuclei_of_bands(bands, mpp=0.5, options=ExtractionOptions()), everywhere())
 
 
-def grid(shape, step=40, seed=0, margin=20):
+def answers(shape, seed=0):
+    """What no network would answer: nuclei of all shapes and sizes, in chains and sheets, and of both classes."""
     random = np.random.default_rng(seed)
-    return [
-        (
-            float(x + random.uniform(-8, 8)),
-            float(y + random.uniform(-8, 8)),
-            float(random.uniform(6, 9)),
-            float(random.uniform(8, 12)),
-            float(random.uniform(0, 180)),
-            POSITIVE if random.random() < 0.3 else NEGATIVE,
-        )
-        for y in range(margin, shape[0] - margin, step)
-        for x in range(margin, shape[1] - margin, step)
+    kinds = [cv2.GaussianBlur(random.random(shape), (0, 0), 4.0) for _ in range(2)]
+    share = cv2.GaussianBlur(random.random(shape), (0, 0), 60.0)
+    nucleus = np.clip(127 + 4000 * (kinds[0] - 0.5) + 8000 * (share - 0.5), 0, 255)
+    membrane = np.clip(2 * np.minimum(nucleus, 255 - nucleus), 0, 255 - nucleus)
+    positive = kinds[1] > 0.5
+    levels = [
+        255 - nucleus - membrane,
+        nucleus * positive,
+        membrane * positive,
+        nucleus * ~positive,
+        membrane * ~positive,
     ]
+    rgb = random.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    return np.stack(levels).astype(np.uint8), rgb
 
 
-def found_by(nuclei_x, nuclei_y, ellipses, radius=2.0):
-    """For each ellipse, the numbers of the nuclei found at its middle."""
-    return [np.flatnonzero(np.hypot(nuclei_x - entry[0], nuclei_y - entry[1]) < radius) for entry in ellipses]
+def bands_of(probabilities, rgb, rows, first_row_px=0, first_column_px=0):
+    for top in range(0, rgb.shape[0], rows):
+        part = slice(top, top + rows)
+        yield Band(first_row_px + top, first_column_px, probabilities[:, part].copy(), rgb[part].copy())
 
 
-def test_discs_are_found_once_each_where_they_are_and_with_their_class():
-    ellipses = grid((400, 600))
-    nuclei = extract_nuclei(probabilities_of(drawn((400, 600), ellipses)), mpp=0.5)
-    assert len(nuclei.x_px) == len(ellipses)
-    for entry, which in zip(ellipses, found_by(nuclei.x_px - 0.5, nuclei.y_px - 0.5, ellipses), strict=True):
-        (index,) = which
-        assert nuclei.positive[index] == (entry[5] == POSITIVE)
-        assert nuclei.area_px[index] == pytest.approx(np.pi * entry[2] * entry[3], rel=0.15)
-        assert nuclei.probability[index] > 0.8
+def assert_same(table, expected):
+    assert table.drop(columns="geometry").equals(expected.drop(columns="geometry"))
+    assert (shapely.to_wkb(table.geometry.to_numpy()) == shapely.to_wkb(expected.geometry.to_numpy())).all()
 
 
-def test_touching_nuclei_are_two():
-    ellipses = [(40.0, 40.0, 10.0, 10.0, 0.0, POSITIVE), (58.0, 40.0, 10.0, 10.0, 0.0, NEGATIVE)]
-    nuclei = extract_nuclei(probabilities_of(drawn((80, 100), ellipses)), mpp=0.5)
-    assert sorted(nuclei.positive) == [False, True]
+@pytest.fixture(scope="module")
+def wild():
+    probabilities, rgb = answers((2300, 1500))
+    return probabilities, rgb, table_of(bands_of(probabilities, rgb, 2300))
 
 
-def test_interiors_that_run_together_are_parted_at_a_narrow_neck_only():
-    def count(distance):
-        levels = np.zeros((5, 80, 120), dtype=np.uint8)
-        for x in (50.0, 50.0 + distance):
-            cv2.circle(levels[1], (round(x), 40), 10, 255, -1)
-        return len(extract_nuclei(levels, mpp=0.5).x_px)
-
-    assert count(18) == 2
-    assert count(8) == 1
+@pytest.mark.parametrize("rows", [64, 100, 448, 511, 512, 1000, 2048])
+def test_no_nucleus_depends_on_the_height_of_the_bands(rows, wild):
+    probabilities, rgb, expected = wild
+    assert len(expected) > 2000
+    assert_same(table_of(bands_of(probabilities, rgb, rows)), expected)
 
 
-def test_a_long_nucleus_stays_one():
-    ellipses = [(60.0, 40.0, 5.0, 22.0, 65.0, NEGATIVE)]
-    assert len(extract_nuclei(probabilities_of(drawn((80, 120), ellipses)), mpp=0.5).x_px) == 1
+def test_fields_can_be_worked_through_in_any_order(wild):
+    probabilities, rgb, expected = wild
+    fields = list(fields_of_bands(bands_of(probabilities, rgb, 300), margin_px=field_margin_px(0.5)))
+    found = [nuclei_of_field(field, mpp=0.5, options=ExtractionOptions()) for field in reversed(fields)]
+    assert_same(nuclei_table(reversed(found), everywhere()), expected)
 
 
-def test_the_class_is_that_of_most_of_the_nucleus():
-    levels = np.zeros((5, 40, 40), dtype=np.uint8)
-    cv2.circle(levels[1], (20, 20), 8, 150, -1)
-    cv2.circle(levels[3], (20, 20), 8, 100, -1)
-    nuclei = extract_nuclei(levels, mpp=0.5)
-    assert nuclei.positive.tolist() == [True]
-    assert nuclei.probability[0] == pytest.approx(150 / 255, abs=1e-3)
+def test_fields_find_what_is_found_in_the_whole_image():
+    shape = (1400, 2200)
+    probabilities = probabilities_of(drawn(shape, grid(shape, step=18, seed=3)))
+    rgb = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    table = table_of(bands_of(probabilities, rgb, 448))
+    whole = extract_nuclei(probabilities, mpp=0.5)
+    order = np.lexsort((whole.x_px, whole.y_px))
+    assert len(table) > 5000
+    np.testing.assert_array_equal(table["y_um"], whole.y_px[order] * 0.5)
+    np.testing.assert_array_equal(table["x_um"], whole.x_px[order] * 0.5)
+    np.testing.assert_array_equal(table["positive"], whole.positive[order])
+    np.testing.assert_array_equal(table["area_um2"], (whole.area_px[order] * 0.25).astype(np.float32))
 
 
-def test_specks_and_sheets_are_no_nuclei():
-    levels = np.zeros((5, 200, 200), dtype=np.uint8)
-    cv2.circle(levels[1], (20, 20), 2, 255, -1)
-    cv2.rectangle(levels[3], (60, 60), (180, 180), 255, -1)
-    assert len(extract_nuclei(levels, mpp=0.5).x_px) == 0
+@pytest.mark.parametrize("angle", [0, 30, 45, 90])
+def test_chains_of_touching_nuclei_across_seams_are_counted_once(angle):
+    levels = np.zeros((5, 1100, 2100), dtype=np.uint8)
+    steps = np.arange(-9 * 25, 9 * 25 + 1, 18)
+    direction = np.array([np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))])
+    places = np.rint([1024, 512] + steps[:, None] * direction).astype(int)
+    for place in places.tolist():
+        cv2.circle(levels[1], place, 10, 255, -1)
+    table = table_of(bands_of(levels, np.zeros((1100, 2100, 3), dtype=np.uint8), 448))
+    found = found_by(table["x_um"] * 2 - 0.5, table["y_um"] * 2 - 0.5, places.tolist())
+    assert [len(which) for which in found] == [1] * len(places)
+    assert len(table) == len(places)
 
 
-def test_nothing_gives_no_nuclei():
-    nuclei = extract_nuclei(np.zeros((5, 32, 32), dtype=np.uint8), mpp=0.5)
-    assert nuclei.labels.shape == (32, 32)
-    assert len(nuclei.x_px) == len(nuclei.positive) == 0
+def test_rows_that_are_left_out_are_like_rows_of_zeros():
+    probabilities, rgb = answers((1500, 600), seed=4)
+    probabilities[:, 700:900], rgb[700:900] = 0, 255
+    upper = bands_of(probabilities[:, :700], rgb[:700], 100)
+    lower = bands_of(probabilities[:, 900:], rgb[900:], 200, first_row_px=900)
+    assert_same(table_of([*upper, *lower]), table_of(bands_of(probabilities, rgb, 333)))
 
 
-def test_outlines_enclose_the_area_of_their_nucleus():
-    ellipses = grid((300, 300), seed=2)
-    nuclei = extract_nuclei(probabilities_of(drawn((300, 300), ellipses)), mpp=0.5)
-    outlines = polygons(outline_nuclei(nuclei))
-    assert shapely.is_valid(outlines).all()
-    assert (shapely.get_num_coordinates(outlines) > 12).all()
-    np.testing.assert_allclose(shapely.area(outlines), nuclei.area_px, rtol=0.08)
-    distance = shapely.distance(shapely.centroid(outlines), shapely.points(nuclei.x_px, nuclei.y_px))
-    assert distance.max() < 0.5
-
-
-def test_an_outline_that_crosses_itself_is_made_valid():
-    # An hourglass.
-    crossing = np.array([[[0, 0], [4, 4], [4, 0], [0, 4]]], dtype=float)
-    (outline,) = polygons(crossing)
-    assert outline.is_valid
-    assert outline.area == pytest.approx(16)
+def test_stain_amounts_are_the_means_over_the_nucleus():
+    shape = (200, 200)
+    probabilities = probabilities_of(drawn(shape, grid(shape, seed=1)))
+    rgb = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    table, whole = table_of([Band(0, 0, probabilities, rgb)]), extract_nuclei(probabilities, mpp=0.5)
+    amounts = separate_hed(rgb)
+    for index, number in enumerate(np.lexsort((whole.x_px, whole.y_px)) + 1):
+        hematoxylin, _, dab = amounts[whole.labels == number].mean(axis=0)
+        assert table["dab_od"][index] == pytest.approx(dab, abs=1e-5)
+        assert table["hematoxylin_od"][index] == pytest.approx(hematoxylin, abs=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------- on a slide
@@ -131,9 +135,9 @@ def tumor_everywhere(shape, mpp=0.5):
     return Mask(np.ones((-(-shape[0] // 8), -(-shape[1] // 8)), dtype=bool), 8 * mpp, "ki67")
 
 
-def detect(pixels, tumor=None, *, core_px=128, **options):
+def detect(pixels, tumor=None, *, cell_px=128, **options):
     tumor = tumor or tumor_everywhere(pixels.shape)
-    return detect_nuclei(slide_of(pixels), tumor, PaintedNuclei(), core_px=core_px, halo_px=32, **options)
+    return detect_nuclei(slide_of(pixels), tumor, PaintedNuclei(), cell_px=cell_px, **options)
 
 
 def test_a_nucleus_on_a_seam_is_counted_once():
@@ -146,12 +150,12 @@ def test_a_nucleus_on_a_seam_is_counted_once():
         assert len(which) == 1
 
 
-@pytest.mark.parametrize("core_px", [64, 96, 192, 448])
-def test_seams_change_no_nucleus(core_px):
+@pytest.mark.parametrize("cell_px", [64, 96, 192, 448])
+def test_seams_change_no_nucleus(cell_px):
     ellipses = grid((700, 500), step=24, seed=5)
     pixels = painted((700, 500), ellipses)
-    expected = detect(pixels, core_px=704).table
-    table = detect(pixels, core_px=core_px).table
+    expected = detect(pixels, cell_px=704).table
+    table = detect(pixels, cell_px=cell_px).table
     assert len(expected) > 400
     assert len(table) == len(expected)
     for name in ("x_um", "y_um", "positive", "area_um2", "dab_od"):
@@ -162,18 +166,28 @@ def test_rows_without_tiles_between_tumor_leave_nothing_out_and_nothing_twice():
     ellipses = grid((900, 300), seed=7)
     mask = tumor_everywhere((900, 300))
     mask.pixels[30:80] = False  # 240 to 640 px
-    table = detect(painted((900, 300), ellipses), mask, core_px=64).table
+    table = detect(painted((900, 300), ellipses), mask, cell_px=64).table
     inside = [entry for entry in ellipses if not 236 < entry[1] < 644]
     counts = [len(which) for which in found_by(table["x_um"] * 2 - 0.5, table["y_um"] * 2 - 0.5, inside)]
     assert counts == [1] * len(inside)
 
 
-@pytest.mark.parametrize(("batch_size", "reader_threads"), [(1, 1), (7, 4)])
-def test_nuclei_depend_on_neither_batch_size_nor_threads(batch_size, reader_threads):
-    pixels = painted((500, 500), grid((500, 500)))
-    expected = detect(pixels, batch_size=3, reader_threads=2).table
-    table = detect(pixels, batch_size=batch_size, reader_threads=reader_threads).table
-    assert table.equals(expected)
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("offset_px", [(0, 0), (64, 32), (17, 90)])
+def test_nuclei_depend_on_neither_the_number_of_threads_nor_where_the_grid_begins(threads, offset_px):
+    pixels = painted((900, 1700), grid((900, 1700)))
+    expected = detect(pixels, cell_px=256, running=Running(threads=1)).table
+    table = detect(pixels, cell_px=256, offset_px=offset_px, running=Running(threads=threads)).table
+    assert len(expected) > 700
+    assert_same(table, expected)
+
+
+def test_probabilities_are_written_while_nuclei_are_found(tmp_path):
+    pixels = painted((900, 1700), grid((900, 1700)))
+    expected = detect(pixels, cell_px=256).table
+    assert_same(detect(pixels, cell_px=256, probabilities=tmp_path / "p.ome.zarr").table, expected)
+    written = zarr.open_group(tmp_path / "p.ome.zarr", mode="r")["s0"][:]
+    np.testing.assert_array_equal(written, PaintedNuclei().predict_levels(pixels[None], 0)[0])
 
 
 def test_coordinates_are_microns_and_outlines_lie_around_them():
@@ -184,7 +198,7 @@ def test_coordinates_are_microns_and_outlines_lie_around_them():
         slide_of(np.repeat(np.repeat(pixels, 2, axis=0), 2, axis=1), mpp=0.25),
         tumor_everywhere(pixels.shape),
         PaintedNuclei(),
-        core_px=128,
+        cell_px=128,
     ).table
     area_um2 = np.count_nonzero(drawn((400, 500), ellipses)) * 0.25
     for table in (coarse, fine):
@@ -229,15 +243,3 @@ def test_without_tumor_the_table_is_empty_with_the_same_columns():
 
 def test_tumor_without_nuclei_gives_an_empty_table():
     assert len(detect(painted((200, 200), [])).table) == 0
-
-
-def test_fifty_thousand_nuclei_take_seconds():
-    shape = (2240, 2240)
-    levels = probabilities_of(drawn(shape, grid(shape, step=20, margin=12)))
-    started = time.process_time()
-    nuclei = extract_nuclei(levels, mpp=0.5)
-    polygons(outline_nuclei(nuclei))
-    seconds = time.process_time() - started
-    assert len(nuclei.x_px) > 8000
-    print(f"{seconds * 50_000 / len(nuclei.x_px):.1f} s for 50,000 nuclei")
-    assert seconds * 50_000 / len(nuclei.x_px) < 20

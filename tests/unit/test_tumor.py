@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from ki67.errors import Ki67Error
 from ki67.geometry import Mask
-from ki67.tumor import at_resolution, regions, segment_tumor
+from ki67.inference import Running
+from ki67.tumor import Cascade, at_resolution, regions, segment_tumor
 from tests.unit.drawn_networks import Darkness, slide_of
 
 
@@ -19,7 +22,7 @@ def everywhere(pixels: np.ndarray) -> Mask:
 def test_a_dark_square_is_the_tumor_at_the_resolution_of_the_mask():
     pixels = section()
     pixels[200:600, 300:700] = 20
-    found = segment_tumor(slide_of(pixels, stain="he"), everywhere(pixels), Darkness(), core_px=128, halo_px=16)
+    found = segment_tumor(slide_of(pixels, stain="he"), everywhere(pixels), Darkness(), cell_px=128)
     assert found.mask.frame == "he"
     assert found.mask.mpp == 2.0
     assert found.mask.pixels.shape == found.probability.shape == (200, 250)
@@ -36,7 +39,7 @@ def test_probability_outside_tissue_is_zero_and_no_tumor():
     pixels = np.full((800, 800, 3), 20, dtype=np.uint8)
     tissue = np.zeros((50, 50), dtype=bool)
     tissue[:, :25] = True
-    found = segment_tumor(slide_of(pixels, stain="he"), Mask(tissue, 8.0, "he"), Darkness(), core_px=128, halo_px=0)
+    found = segment_tumor(slide_of(pixels, stain="he"), Mask(tissue, 8.0, "he"), Darkness(), cell_px=128)
     assert found.mask.pixels[:, :100].all()
     assert not found.mask.pixels[:, 100:].any()
     assert not found.probability[:, 100:].any()
@@ -61,8 +64,8 @@ def test_the_threshold_is_the_network_s_unless_given():
 def test_tiles_of_any_size_give_the_same_tumor():
     pixels = np.random.default_rng(0).integers(0, 256, (700, 900, 3), dtype=np.uint8)
     slide, tissue = slide_of(pixels, stain="he"), everywhere(pixels)
-    one = segment_tumor(slide, tissue, Darkness(), core_px=128, halo_px=16, batch_size=1, reader_threads=1)
-    other = segment_tumor(slide, tissue, Darkness(), core_px=320, halo_px=32, batch_size=5, reader_threads=3)
+    one = segment_tumor(slide, tissue, Darkness(), cell_px=128, running=Running(threads=1))
+    other = segment_tumor(slide, tissue, Darkness(), cell_px=320, running=Running(threads=3))
     np.testing.assert_array_equal(one.probability, other.probability)
     np.testing.assert_array_equal(one.mask.pixels, other.mask.pixels)
 
@@ -105,5 +108,72 @@ def test_a_mask_at_another_resolution_keeps_its_place():
 
 
 def test_a_mask_resolution_that_does_not_divide_tiles_is_refused():
-    with pytest.raises(Ki67Error, match=r"a tumour mask of 1.3 µm/px cannot be averaged from 0.5 µm/px"):
+    with pytest.raises(Ki67Error, match=r"a tumour mask of 1.3 µm/px cannot be made from 0.5 µm/px"):
         segment_tumor(slide_of(section(), stain="he"), Mask.empty("he"), Darkness(), mask_mpp=1.3)
+
+
+# ---------------------------------------------------------------------------------------------- cascade
+
+
+def at_5x(network: Darkness) -> Darkness:
+    network.spec = replace(network.spec, mpp=2.0)
+    return network
+
+
+def half_certain() -> np.ndarray:
+    """Certainly none on the left, certainly tumour on the right, and a grey strip between."""
+    pixels = np.full((1024, 1536, 3), 255, dtype=np.uint8)
+    pixels[:, 1024:] = 0
+    pixels[:, 512:768] = 120
+    return pixels
+
+
+def test_the_fine_network_looks_only_where_the_coarse_one_is_not_certain():
+    seen = []
+
+    class Watching(Darkness):
+        def predict(self, batch):
+            seen.append(batch.shape[2] - 64)
+            return super().predict(batch)
+
+    pixels = half_certain()
+    slide = slide_of(pixels, stain="he")
+    found = segment_tumor(slide, everywhere(pixels), Watching(0.9), cascade=Cascade(at_5x(Darkness())))
+    assert seen == [256]
+    assert found.fine_share == pytest.approx(1 / 6)
+    assert found.mask.pixels[:, 256 + 8 :].all()
+    assert not found.mask.pixels[:, : 256 - 8].any()
+
+
+def test_what_the_fine_network_says_goes_before_what_the_coarse_one_said():
+    class Sure(Darkness):
+        def predict(self, batch):
+            return np.ones((len(batch), 1, *batch.shape[1:3]), dtype=np.float32)
+
+    pixels = half_certain()
+    found = segment_tumor(
+        slide_of(pixels, stain="he"), everywhere(pixels), Sure(), cascade=Cascade(at_5x(Darkness())), mask_mpp=1.0
+    )
+    assert (found.probability[:, 256:384] == 255).all()
+    assert (found.probability[:, :256] == 0).all()
+    assert (found.probability[:, 384:512] == 0).all()
+    assert (found.probability[:, 512:] == 255).all()
+
+
+def test_a_cascade_that_is_never_certain_gives_what_the_fine_network_gives():
+    pixels = np.random.default_rng(0).integers(0, 256, (700, 900, 3), dtype=np.uint8)
+    slide, tissue = slide_of(pixels, stain="he"), everywhere(pixels)
+    never = Cascade(at_5x(Darkness()), certain_below=-0.1, certain_above=1.1, uncertain_share=0.0)
+    with_cascade = segment_tumor(slide, tissue, Darkness(), cascade=never)
+    without = segment_tumor(slide, tissue, Darkness())
+    assert with_cascade.fine_share == without.fine_share == 1.0
+    np.testing.assert_array_equal(with_cascade.probability, without.probability)
+    assert with_cascade.statistics.tiles > without.statistics.tiles
+
+
+def test_a_cascade_without_tissue_finds_nothing():
+    found = segment_tumor(
+        slide_of(section(), stain="he"), Mask.empty("he"), Darkness(), cascade=Cascade(at_5x(Darkness()))
+    )
+    assert not found.mask.pixels.any()
+    assert found.statistics.tiles == 0

@@ -108,13 +108,15 @@ def code_of(script: str) -> str:
     return code_digest(ROOT / "workflow" / "scripts" / script, ROOT)
 
 
-def model_file(network: str) -> str:
+def model_file(network: str) -> str | list:
     """model.json of a network; it holds the digest of the weights, so that its content stands for both.
 
-    A bare name is a folder of resources/models, anything with a slash a folder seen from the working directory. The
+    None is no file. A bare name is a folder of resources/models, anything with a slash a folder seen from the working directory. The
     latter is made absolute, as a relative one would tie scoring to the rules that train.
     """
     name = SETTINGS["models"][network]
+    if name is None:
+        return []
     shipped = ROOT / "resources" / "models" / name
     folder = os.path.relpath(shipped) if Path(name).name == name else os.path.abspath(name)
     for file in ("model.json", "weights.safetensors"):
@@ -174,7 +176,7 @@ def cohort_files(wildcards) -> list[str]:
 
 wildcard_constraints:
     slide=r"[A-Za-z0-9][A-Za-z0-9._-]*",
-    network=r"tumor_he|tumor_ki67|nuclei",
+    network=r"tumor_he|tumor_he_coarse|tumor_ki67|nuclei",
 
 
 # A mistake of the sheet or the settings is one sentence for a person, without a traceback.

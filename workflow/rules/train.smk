@@ -53,6 +53,11 @@ rule train_tumor_he:
         "training/tumor_he/weights.safetensors",
 
 
+rule train_tumor_he_coarse:
+    input:
+        "training/tumor_he_coarse/weights.safetensors",
+
+
 rule train_tumor_ki67:
     input:
         "training/tumor_ki67/weights.safetensors",
@@ -61,6 +66,7 @@ rule train_tumor_ki67:
 rule train_tumor:
     input:
         rules.train_tumor_he.input,
+        rules.train_tumor_he_coarse.input,
         rules.train_tumor_ki67.input,
 
 

@@ -5,6 +5,7 @@ rule tumor:
         he=slide_file("he"),
         roi=region_file("he"),
         model=lambda wildcards: model_file("tumor_he"),
+        coarse_model=lambda wildcards: model_file("tumor_he_coarse"),
     output:
         tumor=tumor_zarr("results/{slide}/tumor_he.ome.zarr"),
         record="results/{slide}/tumor_he.json",

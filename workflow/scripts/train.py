@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
-from ki67.networks import nuclei_spec, tumor_spec
+from ki67.networks import NETWORK_SPECS
 from ki67.provenance import stage_log
 from ki67.training.fit import FitOptions, fit
 
 NETWORK = snakemake.wildcards.network
-SPEC = nuclei_spec() if NETWORK == "nuclei" else tumor_spec(NETWORK, "he" if NETWORK == "tumor_he" else "ki67")
 
 with stage_log(snakemake.log[0], stage="train", name=NETWORK) as log:
-    options = FitOptions(spec=SPEC, workers=max(1, snakemake.threads // 2), **snakemake.params.settings)
+    options = FitOptions(spec=NETWORK_SPECS[NETWORK], workers=max(1, snakemake.threads // 2), **snakemake.params.settings)
     datasets = [Path(folder) for folder in snakemake.input.datasets]
     fitted = fit(options, datasets, Path(snakemake.output.model).parent)
     log.note(
