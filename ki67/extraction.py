@@ -15,7 +15,8 @@ Pixel = TypeVar("Pixel", np.uint8, np.uint16)
 
 _HALF = 128
 # Depth in an interior is kept in 16 bits: integers are smoothed to the same values everywhere in an image.
-_DEPTH_LIMIT = 65_535
+_DEPTH_STEPS = 128
+_DEPTH_LIMIT = 2 * 255 * _DEPTH_STEPS
 # Pixels are flooded in order of so many bits of depth, and where these are equal in the order they were reached in.
 _FLOOD_SHIFT = 5
 
@@ -34,9 +35,12 @@ class ExtractionOptions:
         Limits of the area of a nucleus with its membrane.
     peak_distance_um
         Least distance of the middles of two nuclei whose interiors run together.
+    deepest_um, depth_smoothing_um
+        How deep inside a nucleus a pixel lies is the probability of interior and the distance to the nearest pixel
+        outside as a share of the deepest, in equal parts, under a Gaussian of this standard deviation.
     neck
-        Two parts of one interior are two nuclei where the neck between them is narrower than this share of the
-        narrower part.
+        Two parts of one interior are two nuclei where the neck between them is less deep than this share of the
+        shallower part.
     membrane_um
         Farthest that the membrane reaches out from the interior.
     """
@@ -46,13 +50,10 @@ class ExtractionOptions:
     smallest_um2: float = 12.0
     largest_um2: float = 500.0
     peak_distance_um: float = 2.5
-    neck: float = 0.8
+    deepest_um: float = 10.0
+    depth_smoothing_um: float = 1.0
+    neck: float = 0.9
     membrane_um: float = 1.5
-
-    @property
-    def largest_radius_um(self) -> float:
-        """Radius of the largest nucleus if it is round; no nucleus is deeper than that."""
-        return float(np.sqrt(self.largest_um2 / np.pi))
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,10 @@ def extract_nuclei(probabilities: NDArray[np.uint8], *, mpp: float, options: Ext
     """Single nuclei from the probabilities of the five classes.
 
     Interiors are where the network sees nucleus, positive or negative; those that run together are parted at narrow
-    necks by a watershed of their distance transform (Meyer, Topographic distance and watershed lines, 1994); each then
-    grows into the membrane around it. Everything is decided by what is near: see ``ki67.nuclei.REACH_UM``.
+    necks by a watershed of their depth (Meyer, Topographic distance and watershed lines, 1994); each then grows into
+    the membrane around it. Depth is distance to the nearest pixel outside and probability together: distance alone may
+    change much where probabilities hardly change, and nuclei would fall apart by chance. Everything is decided by what
+    is near: see ``ki67.nuclei.REACH_UM``.
 
     Parameters
     ----------
@@ -116,7 +119,8 @@ def extract_nuclei(probabilities: NDArray[np.uint8], *, mpp: float, options: Ext
     # A frame without seeds saves asking at every pixel whether its neighbours lie within the image.
     frame = 1 + int(options.membrane_um / mpp)
     seed_pixels = _framed(_at_least(smooth, 255 * options.seed_probability), frame)
-    labels, last = _parted(seed_pixels, frame, mpp, options)
+    depth = _framed(_depth(seed_pixels[frame:-frame, frame:-frame], interior, mpp, options), frame)
+    labels, last = _parted(seed_pixels, depth, mpp, options)
     _grow_seeds(labels, seed_pixels, _framed(_at_least(foreground, _HALF), frame), options.membrane_um / mpp)
     return _measured(labels, last, frame, probabilities, mpp, options)
 
@@ -136,14 +140,13 @@ def _framed(pixels: NDArray[Pixel], frame: int) -> NDArray[Pixel]:
 
 
 def _parted(
-    interior: NDArray[np.uint8], frame: int, mpp: float, options: ExtractionOptions
+    interior: NDArray[np.uint8], depth: NDArray[np.uint16], mpp: float, options: ExtractionOptions
 ) -> tuple[NDArray[np.int32], int]:
     """Interiors numbered, those with narrow necks cut there, and a number that none of them exceeds."""
     count, components = cv2.connectedComponents(interior, connectivity=4)
     labels = np.asarray(components, dtype=np.int32)
     if count == 1:
         return labels, 0
-    depth = _framed(_depth(interior[frame:-frame, frame:-frame], options.largest_radius_um / mpp), frame)
     reach = max(1, round(options.peak_distance_um / mpp))
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
     peaks = (depth >= cv2.dilate(depth, disc)) & interior
@@ -154,12 +157,16 @@ def _parted(
     return labels, count - 1 + len(crowded)
 
 
-def _depth(interior: NDArray[np.uint8], deepest_px: float) -> NDArray[np.uint16]:
-    """Smoothed distance to the nearest pixel outside, as a share of the deepest that is told apart."""
-    distance = np.asarray(cv2.distanceTransform(interior, cv2.DIST_L2, 5), dtype=np.float32)
+def _depth(
+    seed_pixels: NDArray[np.uint8], interior: NDArray[np.uint8], mpp: float, options: ExtractionOptions
+) -> NDArray[np.uint16]:
+    """Smoothed sum of the probability of interior and the distance to the nearest pixel outside."""
+    deepest_px = options.deepest_um / mpp
+    distance = np.asarray(cv2.distanceTransform(seed_pixels, cv2.DIST_L2, 5), dtype=np.float32)
     np.minimum(distance, np.float32(deepest_px), out=distance)
-    distance *= np.float32(_DEPTH_LIMIT / deepest_px)
-    return np.asarray(cv2.GaussianBlur(distance.astype(np.uint16), (0, 0), 1.0))
+    distance *= np.float32(_DEPTH_LIMIT / 2 / deepest_px)
+    depth = distance.astype(np.uint16) + interior.astype(np.uint16) * np.uint16(_DEPTH_STEPS)
+    return np.asarray(cv2.GaussianBlur(depth, (0, 0), options.depth_smoothing_um / mpp))
 
 
 @compiled
@@ -257,7 +264,7 @@ def _joined_at_wide_necks(
 ) -> NDArray[np.int32]:
     """For each part from 0 to ``count`` the lowest one to which it belongs.
 
-    Two that touch belong together where the neck between them is at least that share of the narrower one's depth.
+    Two that touch belong together where the neck between them is at least that share of the shallower one's depth.
     """
     deepest = np.zeros(count + 1, dtype=np.int64)
     for place in flooded:

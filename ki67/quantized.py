@@ -29,6 +29,8 @@ _SIGNED_LEVELS = 127
 # A channel hardly ever active in the images of the ranges still gets this share of the widest channel's range.
 _NARROWEST = 0.01
 _FRACTION_BITS = 12
+# The integer that stands for 0 in terms of a sum that may be negative.
+_ZERO_OF_SIGNED = 96
 
 Ranges = Mapping[str, NDArray[np.float32]]
 
@@ -106,11 +108,6 @@ class _Affine:
 
     scale: torch.Tensor
     offset: torch.Tensor
-
-    @property
-    def zero_point(self) -> int:
-        """The integer that stands for 0, the same for all channels."""
-        return int((-self.offset[0] / self.scale[0]).round())
 
     @staticmethod
     def joined(parts: list[_Affine]) -> _Affine:
@@ -196,9 +193,7 @@ class _ConvolveOnto(_Step):
     """Adds a convolution of the first source to the second, and rectifies."""
 
     kernel: _Kernel
-    scale: float
-    other_scale: float
-    other_zero_point: int
+    other_zero: int
     other_is_used_again: bool
 
     def run(self, values: Values) -> torch.Tensor:
@@ -206,7 +201,7 @@ class _ConvolveOnto(_Step):
         return torch.ops.onednn.qconv2d_pointwise.binary(
             values[self.sources[0]], 1.0, 0, kernel.packed, kernel.scale, kernel.zero_points,
             other.clone() if self.other_is_used_again else other, kernel.bias, kernel.stride, kernel.padding, [1, 1], 1,
-            self.scale, 0, torch.uint8, self.other_scale, self.other_zero_point, "sum", 1.0, "relu", [], "",
+            1.0, 0, torch.uint8, 1.0, self.other_zero, "sum", 1.0, "relu", [], "",
         )  # fmt: skip
 
 
@@ -340,7 +335,7 @@ class QuantizedNetwork:
         self._ranges = ranges
         self._nodes: list[fx.Node] = list(self._graph.graph.nodes)
         self._order = {node: index for index, node in enumerate(self._nodes)}
-        self._uniform = self._uniform_nodes()
+        self._sums = self._scales_of_sums()
         self._buffers = self._dense_buffers()
         self._affine: dict[fx.Node, _Affine] = {}
         self._steps: list[_Step] = []
@@ -436,19 +431,16 @@ class QuantizedNetwork:
         other = next(one for one in addition.all_input_nodes if one is not node)
         result = self._only_user(addition)
         assert result is not None
-        affine, other_affine = self._result(result, rectified=True), self._affine[other]
+        affine = self._result(result, rectified=True)
         self._affine[result] = affine
-        # The scale of the result is applied after the sum.
-        kernel = _Kernel.of(layer, self._affine[self._source(node)], torch.ones(1), torch.zeros(1))
+        kernel = _Kernel.of(layer, self._affine[self._source(node)], affine.scale, affine.offset)
         used_again = any(self._order[user] > self._order[result] for user in other.users)
         self._append(
             _ConvolveOnto(
                 result.name,
                 (self._source(node).name, other.name),
                 kernel,
-                float(affine.scale[0]),
-                float(other_affine.scale[0]),
-                other_affine.zero_point,
+                _ZERO_OF_SIGNED if isinstance(_layer(self._graph, other), nn.Conv2d) else 0,
                 used_again,
             ),
             result,
@@ -469,8 +461,7 @@ class QuantizedNetwork:
         before = self._affine[source]
         buffer = self._buffers[source.all_input_nodes[0]][0]
         if user is None or not isinstance(_layer(self._graph, user), nn.ReLU):
-            # Only what the integers stand for changes; a scale must stay above 0, which flips no sign as 0 is kept.
-            raise_if_negative(factor, node.name)
+            # Only what the integers stand for changes; a factor below 0 turns the scale round, which does no harm.
             self._affine[node] = _Affine(before.scale * factor, before.offset * factor + summand)
             self._append(_AsImage(node.name, (buffer,)), node)
             return
@@ -484,31 +475,47 @@ class QuantizedNetwork:
         )
 
     def _result(self, node: fx.Node, *, rectified: bool) -> _Affine:
-        """What the integers of a node stand for, by the range of each channel, or of all where they must be alike."""
+        """What the integers of a node stand for, by the range of each channel."""
+        if node in self._sums:
+            scale = self._sums[node]
+            return _Affine(scale, torch.zeros_like(scale) if rectified else -_ZERO_OF_SIGNED * scale)
+        lowest, highest = self._range(node)
+        lowest = torch.zeros_like(lowest) if rectified else lowest
+        return _Affine(_widened((highest - lowest) / _LEVELS), lowest)
+
+    def _range(self, node: fx.Node) -> tuple[torch.Tensor, torch.Tensor]:
+        """Least and largest value of each channel, with room to spare, 0 among them."""
         if node.name not in self._ranges:
             raise Ki67Error("the activation ranges of the network are those of another; calibrate it again")
-        lowest, highest = (torch.from_numpy(np.asarray(part, dtype=np.float32)) for part in self._ranges[node.name])
-        lowest = torch.zeros_like(lowest) if rectified else lowest.clamp_max(0) * HEADROOM
-        highest = highest.clamp_min(0) * HEADROOM
-        if node in self._uniform:
-            lowest, highest = lowest.min().expand_as(lowest), highest.max().expand_as(highest)
-        width = highest - lowest
-        scale = torch.maximum(width, width.max() * _NARROWEST).clamp_min(1e-6) / _LEVELS
-        if node in self._uniform and not rectified:
-            lowest = -(-lowest / scale).round() * scale  # 0 is one of the integers
-        return _Affine(scale.contiguous(), lowest.contiguous())
+        lowest, highest = (torch.tensor(part, dtype=torch.float32) for part in self._ranges[node.name])
+        return lowest.clamp_max(0) * HEADROOM, highest.clamp_min(0) * HEADROOM
 
     # ------------------------------------------------------------------------------------------ before the steps
 
-    def _uniform_nodes(self) -> set[fx.Node]:
-        """Nodes whose channels need one scale, as sums are taken of them."""
-        found: set[fx.Node] = set()
+    def _scales_of_sums(self) -> dict[fx.Node, torch.Tensor]:
+        """Scales ``(C,)`` of the terms and results of sums: one for all that are added up one after the other.
+
+        oneDNN adds integers to what is there with one factor for all channels, so both must have the same scales.
+        """
+        chains: list[set[fx.Node]] = []
         for node in self._nodes:
             if node.target is operator.add:
-                found |= {*node.users, *node.all_input_nodes}
-        for node in [node for node in found if isinstance(_layer(self._graph, node), nn.MaxPool2d)]:
-            found.add(self._source(node))
-        return found
+                chain = {*node.users, *node.all_input_nodes}
+                chain |= {self._source(one) for one in chain if isinstance(_layer(self._graph, one), nn.MaxPool2d)}
+                meeting = [other for other in chains if other & chain]
+                chains = [other for other in chains if not other & chain] + [chain.union(*meeting)]
+        return {node: scale for chain in chains for scale in [self._scale_of(chain)] for node in chain}
+
+    def _scale_of(self, chain: set[fx.Node]) -> torch.Tensor:
+        needed = []
+        for node in chain:
+            layer = _layer(self._graph, node)
+            if isinstance(layer, nn.ReLU):
+                needed.append(self._range(node)[1] / _LEVELS)
+            elif isinstance(layer, nn.Conv2d) and not self._is_last_of(node, next(iter(node.users))):
+                lowest, highest = self._range(node)
+                needed.append(torch.maximum(highest / (_LEVELS - _ZERO_OF_SIGNED), -lowest / _ZERO_OF_SIGNED))
+        return _widened(torch.stack(needed).amax(0))
 
     def _dense_buffers(self) -> dict[fx.Node, tuple[str, int, int]]:
         """For each part of a dense block its buffer, the first of its channels there, and how many these are in all."""
@@ -530,7 +537,6 @@ class QuantizedNetwork:
         return layer.out_channels
 
 
-def raise_if_negative(factor: torch.Tensor, name: str) -> None:
-    """A channel that a normalization turns round could not be kept as it is."""
-    if bool((factor == 0).any()):
-        raise Ki67Error(f"{name} has a factor of 0 and cannot be computed in 8-bit integers; set precision to auto")
+def _widened(scale: torch.Tensor) -> torch.Tensor:
+    """Scales of which none is much below the largest."""
+    return torch.maximum(scale, scale.max() * _NARROWEST).clamp_min(1e-8).contiguous()

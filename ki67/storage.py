@@ -368,6 +368,15 @@ def _write_level(group: zarr.Group, name: str, level: NDArray[np.uint8]) -> None
     array[:] = level
 
 
+def write_missing_zarr(path: str | Path | None) -> None:
+    """Write a store with nothing in it where a stage that had nothing to do wrote none; None is no store."""
+    import zarr
+
+    if path is not None and not Path(path).exists():
+        with whole(path) as partial:
+            zarr.create_group(partial, zarr_format=3)
+
+
 def write_nuclei_parquet(path: str | Path, nuclei: geopandas.GeoDataFrame) -> None:
     """Write the table of nuclei as GeoParquet, outlines in microns of the Ki-67 frame, without an index column."""
     with whole(path) as partial:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from ki67.geometry import Mask, RigidTransform
 from ki67.slides import Slide
 from ki67.transfer import TumorSource, carry_mask, region_mask, within
+
+if TYPE_CHECKING:
+    from ki67.networks import Precision
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class TumorSettings:
         Smaller regions are dropped, smaller holes filled.
     regions
         Whether regions a person drew ``"limit"`` where tumour is looked for, or are themselves the ``"tumor"``.
-    device, batch_size, reader_threads
+    device, precision, batch_size, reader_threads
         How the network runs.
     """
 
@@ -39,6 +42,7 @@ class TumorSettings:
     smallest_hole_mm2: float
     regions: Literal["limit", "tumor"]
     device: str
+    precision: Precision
     batch_size: int
     reader_threads: int
 
@@ -167,8 +171,10 @@ def _segment(
     from ki67.networks import load_network  # torch takes seconds to import, and many slides do not come this far
     from ki67.tumor import Cascade, segment_tumor
 
-    network = load_network(folder, device=settings.device)
-    coarse = load_network(coarse_folder, device=settings.device) if coarse_folder else None
+    network = load_network(folder, device=settings.device, precision=settings.precision)
+    coarse = None
+    if coarse_folder:
+        coarse = load_network(coarse_folder, device=settings.device, precision=settings.precision)
     found = segment_tumor(
         slide,
         allowed,

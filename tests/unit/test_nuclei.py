@@ -93,7 +93,7 @@ def test_fields_find_what_is_found_in_the_whole_image():
 @pytest.mark.parametrize("angle", [0, 30, 45, 90])
 def test_chains_of_touching_nuclei_across_seams_are_counted_once(angle):
     levels = np.zeros((5, 1100, 2100), dtype=np.uint8)
-    steps = np.arange(-9 * 25, 9 * 25 + 1, 18)
+    steps = np.arange(-9 * 25, 9 * 25 + 1, 20)
     direction = np.array([np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))])
     places = np.rint([1024, 512] + steps[:, None] * direction).astype(int)
     for place in places.tolist():

@@ -20,6 +20,7 @@ SETTINGS = {
     "smallest_region_mm2": 0.0,
     "smallest_hole_mm2": 0.0,
     "device": "cpu",
+    "precision": "auto",
     "batch_size": 1,
     "reader_threads": 1,
 }

@@ -133,6 +133,12 @@ def tumor_zarr(path: str):
     return temp(directory(path)) if SETTINGS["keep"] == "tables" else directory(path)
 
 
+def kept_probabilities() -> dict:
+    """With ``keep: probabilities``, where those of the nuclei go."""
+    kept = SETTINGS["keep"] == "probabilities"
+    return {"probabilities": directory("results/{slide}/nuclei_probabilities.ome.zarr")} if kept else {}
+
+
 def network_settings(section: str) -> dict:
     return SETTINGS[section] | SETTINGS["network"]
 

@@ -8,6 +8,7 @@ rule nuclei:
         nuclei="results/{slide}/nuclei.parquet",
         geojson="results/{slide}/nuclei.geojson.gz",
         record="results/{slide}/nuclei.json",
+        **kept_probabilities(),
     log:
         "logs/nuclei/{slide}.log",
     benchmark:

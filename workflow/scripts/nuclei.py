@@ -6,7 +6,14 @@ from ki67.errors import SlideError
 from ki67.nucleus_table import empty_nuclei
 from ki67.provenance import stage_log, versions
 from ki67.slides import open_slide
-from ki67.storage import read_json, read_tumor_zarr, write_json, write_nuclei_geojson, write_nuclei_parquet
+from ki67.storage import (
+    read_json,
+    read_tumor_zarr,
+    write_json,
+    write_missing_zarr,
+    write_nuclei_geojson,
+    write_nuclei_parquet,
+)
 
 SLIDE, INPUT, OUTPUT = snakemake.wildcards.slide, snakemake.input, snakemake.output
 SETTINGS = snakemake.params.settings
@@ -14,15 +21,15 @@ SETTINGS = snakemake.params.settings
 
 def find(checked: dict, tumor) -> tuple:
     """Table of nuclei and what to tell of the network's run."""
+    from ki67.inference import Running
     from ki67.networks import load_network  # torch takes seconds to import, and many slides do not come this far
     from ki67.nuclei import detect_nuclei
 
-    network = load_network(Path(INPUT.model).parent, device=SETTINGS["device"])
-    running = {key: SETTINGS[key] for key in ("batch_size", "reader_threads")}
+    network = load_network(Path(INPUT.model).parent, device=SETTINGS["device"], precision=SETTINGS["precision"])
+    running = Running(batch_size=SETTINGS["batch_size"], reader_threads=SETTINGS["reader_threads"])
     with open_slide(INPUT.ki67, slide_id=SLIDE, stain="ki67", mpp=checked["mpp"]) as slide:
-        found = detect_nuclei(slide, tumor, network, **running)
-    model = {"name": network.spec.name, "sha256": network.spec.sha256}
-    return found.table, {"model": model, "statistics": found.statistics.to_json()}
+        found = detect_nuclei(slide, tumor, network, running=running, probabilities=OUTPUT.get("probabilities"))
+    return found.table, {"model": network.spec.identity, "statistics": found.statistics.to_json()}
 
 
 with stage_log(snakemake.log[0], stage="nuclei", name=SLIDE) as log:
@@ -33,8 +40,9 @@ with stage_log(snakemake.log[0], stage="nuclei", name=SLIDE) as log:
             nuclei, told = find(checked, tumor)
     except SlideError as error:
         findings.append(error.finding)
+    write_missing_zarr(OUTPUT.get("probabilities"))
     write_nuclei_parquet(OUTPUT.nuclei, nuclei)
     write_nuclei_geojson(OUTPUT.geojson, nuclei, checked["mpp"] if len(nuclei) else 1.0, slide_id=SLIDE)
     log.note(f"{len(nuclei)} nuclei, {int(nuclei['positive'].sum())} positive")
     told |= {"nuclei": len(nuclei), "findings": findings, "seconds": log.seconds}
-    write_json(OUTPUT.record, told | {"versions": versions(("torch", "numpy", "scikit-image"))})
+    write_json(OUTPUT.record, told | {"versions": versions(("torch", "numpy", "opencv-python-headless", "numba"))})

@@ -9,7 +9,9 @@ from ki67.training.fit import FitOptions, fit
 NETWORK = snakemake.wildcards.network
 
 with stage_log(snakemake.log[0], stage="train", name=NETWORK) as log:
-    options = FitOptions(spec=NETWORK_SPECS[NETWORK], workers=max(1, snakemake.threads // 2), **snakemake.params.settings)
+    options = FitOptions(
+        spec=NETWORK_SPECS[NETWORK], workers=max(1, snakemake.threads // 2), **snakemake.params.settings
+    )
     datasets = [Path(folder) for folder in snakemake.input.datasets]
     fitted = fit(options, datasets, Path(snakemake.output.model).parent)
     log.note(

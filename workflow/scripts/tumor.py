@@ -19,7 +19,8 @@ def find(checked: dict) -> TumorMask:
     geojson = read_regions(snakemake.params.regions, INPUT.roi, slide_id=SLIDE, stain="he")
     tissue = read_mask_png(INPUT.tissue, checked["tissue_mpp"], "he")
     with open_slide(INPUT.he, slide_id=SLIDE, stain="he", mpp=checked["mpp"]) as slide:
-        return make_tumor_mask(slide, tissue, SETTINGS, model=INPUT.model, coarse_model=INPUT.coarse_model or None, geojson=geojson)
+        models = {"model": INPUT.model, "coarse_model": INPUT.coarse_model or None}
+        return make_tumor_mask(slide, tissue, SETTINGS, **models, geojson=geojson)
 
 
 with stage_log(snakemake.log[0], stage="tumor", name=SLIDE) as log:
