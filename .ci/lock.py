@@ -15,13 +15,13 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = {"requirements.in": "requirements.lock", "requirements-test.in": "requirements-test.lock"}
-SLIDES = "imagecodecs numpy opencv-python-headless openslide-bin openslide-python pillow tifffile"
+SLIDES = "imagecodecs numpy opencv-python-headless openslide-bin openslide-python pillow simplejpeg tifffile"
 TABLES = "geopandas ome-zarr pandas pyarrow shapely zarr"
 ENVIRONMENTS = {
-    "registration": f"{SLIDES} matplotlib scipy SimpleITK-SimpleElastix",
+    "registration": f"{SLIDES} matplotlib numba scipy SimpleITK-SimpleElastix",
     "torch": f"{SLIDES} {TABLES} matplotlib numba pyyaml safetensors scikit-image scikit-learn scipy "
     "segmentation-models-pytorch torch torchvision tqdm",
-    "report": f"{SLIDES} {TABLES} anndata dask matplotlib scipy spatialdata statsmodels",
+    "report": f"{SLIDES} {TABLES} anndata dask matplotlib numba scipy spatialdata statsmodels",
 }
 ENVIRONMENT_HEADER = """# Written by .ci/lock.py, with the versions of requirements.lock.
 channels:

@@ -18,15 +18,13 @@ import torch
 
 from ki67.errors import Ki67Error
 from ki67.geometry import Mask
-from ki67.inference import InferenceStatistics, Running, keep_freed_memory
+from ki67.inference import TILE_PX, InferenceStatistics, Running, keep_freed_memory
 from ki67.networks import Network, load_network, read_spec
 from ki67.slides import Slide, open_slide
 from ki67.storage import write_nuclei_geojson, write_nuclei_parquet, write_tumor_zarr
 from ki67.tiles import BLOCK_CELLS, CELL_PX, HALO_PX
 from ki67.tissue import find_tissue
 
-TILE_PX = 256
-"""Side of the tile in which rates are given."""
 _TISSUE_MPP = 8.0
 _LARGEST_LOOP_PX = 2**22
 R = TypeVar("R")

@@ -173,7 +173,12 @@ def slide_record(
         "reference_index": None,
         **references,
         "registration": {name: registration.get(name) for name in ("verdict", "ncc", "estimated_error_um")},
-        "models": {name: record["model"] for name, record in stages.items() if record.get("model")},
+        "models": {
+            f"{stage}{suffix}": record[key]
+            for stage, record in stages.items()
+            for key, suffix in (("model", ""), ("coarse_model", "_coarse"))
+            if record.get(key)
+        },
         "versions": dict(versions),
         "seconds": {name: record["seconds"] for name, record in stages.items() if "seconds" in record},
     }

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
+TILE_PX = 256
+"""Side of the tile in which amounts and rates are given."""
 _GLIBC_TRIM_THRESHOLD, _GLIBC_MMAP_THRESHOLD, _GLIBC_ARENA_MAX = -1, -3, -8
 
 
@@ -99,7 +101,7 @@ class InferenceStatistics:
     Attributes
     ----------
     tiles
-        Cells of 256² or so pixels that were analysed.
+        What was analysed, in tiles of 256² pixels.
     mm2
         Their area on the slide.
     read_s, postprocess_s
@@ -114,7 +116,7 @@ class InferenceStatistics:
         Threads at work.
     """
 
-    tiles: int
+    tiles: float
     mm2: float
     read_s: float
     network_s: float
@@ -202,7 +204,7 @@ class InferenceRun:
         self._read = _Clock(time.thread_time)
         self._networked = _Clock(time.perf_counter if self._on_gpu else time.thread_time)
         self._postprocess = _Clock(time.thread_time)
-        self._tiles, self._pixels = 0, 0
+        self._tiles, self._pixels = 0.0, 0
         self._started = time.perf_counter()
 
     def __enter__(self) -> Self:
@@ -254,21 +256,19 @@ class InferenceRun:
             If a window cannot be read.
         """
         plans = list(self.plan.blocks())
-        cell_area = self.plan.cell_px**2
-        tiles = sum(w.height_px * w.width_px // cell_area for plan in plans for w in plan.windows)
+        tiles = sum(_tiles(plan) for plan in plans)
         started = time.perf_counter()
         answers = self._answers([window for plan in plans for window in plan.windows])
-        with tqdm(total=tiles, desc=self._label, unit="tile", mininterval=1.0) as progress:
+        with tqdm(total=round(tiles), desc=self._label, unit="tile", mininterval=1.0) as progress:
             for plan in plans:
                 block = self._block(plan, list(itertools.islice(answers, len(plan.windows))))
-                done = sum(w.height_px * w.width_px // cell_area for w in plan.windows)
-                self._tiles += done
+                self._tiles += _tiles(plan)
                 self._pixels += self.plan.area_px(plan.windows)
-                progress.update(done)
+                progress.update(round(self._tiles) - progress.n)
                 yield block
         seconds = time.perf_counter() - started
         if plans:
-            log.info("%s: %d tiles in %.1f s, %.1f tiles/s", self._label, tiles, seconds, tiles / seconds)
+            log.info("%s: %.0f tiles in %.1f s, %.1f tiles/s", self._label, tiles, seconds, tiles / seconds)
 
     # ------------------------------------------------------------------------------------------ windows
 
@@ -341,6 +341,11 @@ class InferenceRun:
 
 
 _Answer = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+
+
+def _tiles(plan: BlockPlan) -> float:
+    """What a block's windows hold, in tiles of 256² pixels."""
+    return sum(window.height_px * window.width_px for window in plan.windows) / TILE_PX**2
 
 
 def keep_freed_memory() -> None:

@@ -99,11 +99,6 @@ class NetworkSpec:
                 f"network {self.name}: unknown architecture {self.architecture!r}; use one of {', '.join(ENCODERS)}"
             )
 
-    @property
-    def identity(self) -> dict[str, str]:
-        """Name and hash, by which a record says which network made a result."""
-        return {"name": self.name, "sha256": self.sha256}
-
     def to_json(self) -> dict[str, Any]:
         """The spec as plain JSON values."""
         return json.loads(json.dumps(asdict(self)))
@@ -431,6 +426,11 @@ class Network:
             self.dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
             self._module = channels_last(with_convolutions_in(fused, self.dtype), self.device)
         self._scale, self._shift = (value.to(self.device) for value in normalization(spec))
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Name, hash of the weights and precision, by which a record says what made a result."""
+        return {"name": self.spec.name, "sha256": self.spec.sha256, "precision": self.precision}
 
     @torch.inference_mode()
     def predict(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -208,10 +208,8 @@ class OpenSlideReader(Slide):
 
     def _read_level(self, level: int, column: int, row: int, width: int, height: int) -> RgbImage:
         if self._chooses_tiles(level):
-            try:
+            with suppress(Exception):  # whatever the reason, OpenSlide has the last word
                 return self._tiles.read(level, column, row, width, height)
-            except Exception:  # noqa: BLE001 - whatever the reason, OpenSlide has the last word
-                self._leave_to_openslide(level)
         location = self._location(level, column, row)
         try:
             return _read_region(self._handle, location, level, (width, height))
@@ -242,10 +240,10 @@ class OpenSlideReader(Slide):
             return False
         return np.array_equal(tile, expected)
 
-    def _leave_to_openslide(self, *levels: int) -> None:
-        """Decode no more tiles of these levels here, or of any."""
+    def _leave_to_openslide(self) -> None:
+        """Decode no more tiles here."""
         with self._choice:
-            self._reads_tiles.update(dict.fromkeys(levels or range(len(self._level_sizes_px)), False))
+            self._reads_tiles = dict.fromkeys(range(len(self._level_sizes_px)), False)
 
     def _location(self, level: int, column: int, row: int) -> tuple[int, int]:
         """A position of the level in pixels of level 0."""

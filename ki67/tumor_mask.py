@@ -190,8 +190,8 @@ def _segment(
         mask=found.mask,
         source=slide.stain,
         probability=found.probability,
-        model=network.spec.identity,
-        coarse_model=coarse.spec.identity if coarse else None,
+        model=network.identity,
+        coarse_model=coarse.identity if coarse else None,
         fine_share=found.fine_share,
         statistics=found.statistics.to_json(),
     )

@@ -26,7 +26,7 @@ ReadLevel = Callable[[int, int, int, int], Any]
 """Pixels ``(height, width, 3 or 4)`` of a level, from ``column, row, width, height`` in pixels of that level."""
 
 CACHE_BYTES = 128 * 2**20
-"""As much as ``ki67.slides`` grants OpenSlide; for the peers that keep no decoded tiles it says nothing."""
+"""As much as ``ki67.slides`` keeps of decoded tiles; for the peers that keep no decoded tiles it says nothing."""
 
 
 @dataclass(frozen=True)

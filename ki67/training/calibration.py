@@ -10,7 +10,6 @@ import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from tqdm import tqdm
 
 from ki67.networks import (
@@ -30,16 +29,19 @@ log = logging.getLogger(__name__)
 TILES = 96
 
 
-def calibrate(module: nn.Module, spec: NetworkSpec, images: list[AnnotatedImage], folder: Path) -> None:
-    """Write the ranges of activations into the folder of a network.
+def calibrate(folder: Path, images: list[AnnotatedImage]) -> None:
+    """Write ``int8.safetensors``, the ranges of its activations, into the folder of a network.
 
     Parameters
     ----------
-    module
-        With the weights as the folder holds them.
+    folder
+        With the network's weights.
     images
         Tiles are taken from them at random, changed as in training, so that ranges hold for stains of all kinds.
     """
+    spec = read_spec(folder)
+    module = build_network(spec)
+    module.load_state_dict(safetensors.torch.load_file(folder / "weights.safetensors"))
     tiles = [torch.from_numpy(tile[None]).permute(0, 3, 1, 2) for tile in calibration_tiles(spec, images)]
     factor, summand = normalization(spec)
     batches = (torch.addcmul(summand, tile.float(), factor) for tile in tqdm(tiles, desc="calibrate", unit="tile"))
@@ -48,7 +50,7 @@ def calibrate(module: nn.Module, spec: NetworkSpec, images: list[AnnotatedImage]
 
 
 def calibrate_folder(folder: Path, datasets: list[Path]) -> None:
-    """Write ``int8.safetensors`` into the folder of a network that was trained before.
+    """``calibrate`` with all images of datasets.
 
     Raises
     ------
@@ -56,15 +58,12 @@ def calibrate_folder(folder: Path, datasets: list[Path]) -> None:
         If there is no network, or a dataset cannot serve it.
     """
     spec = read_spec(folder)
-    module = build_network(spec)
-    module.load_state_dict(safetensors.torch.load_file(folder / "weights.safetensors"))
-    images = [image for path in datasets for image in read_images(read_dataset(path), spec)]
-    calibrate(module, spec, images, folder)
+    calibrate(folder, [image for path in datasets for image in read_images(read_dataset(path), spec)])
 
 
 def calibration_tiles(spec: NetworkSpec, images: list[AnnotatedImage]) -> Iterator[NDArray[np.uint8]]:
     """RGB tiles uint8 ``(H, W, 3)``, the same each time; the images take turns."""
     for index in range(TILES):
         random = np.random.default_rng([0, index])
-        image = images[index * len(images) // TILES] if len(images) >= TILES else images[index % len(images)]
+        image = images[index * len(images) // TILES if len(images) >= TILES else index % len(images)]
         yield Augmentation().apply(image.rgb, image.target, spec.tile_px, random)[0]

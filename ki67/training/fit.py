@@ -39,6 +39,7 @@ from ki67.networks import (
 )
 from ki67.training import datasets as data
 from ki67.training.augmentation import NO_AUGMENTATION, Augmentation
+from ki67.training.calibration import calibrate
 from ki67.training.scores import score_nuclei, score_tumor
 from ki67.training.targets import IGNORED
 
@@ -135,9 +136,9 @@ def fit(
 ) -> Fitted:
     """Train a network and write it into a folder.
 
-    The folder gets ``weights.safetensors``, ``model.json``, ``card.md``, ``scores.json``, ``curve.csv`` and
-    ``curve.png``. Until then it holds ``checkpoint.pt``, from which an interrupted training with the same options goes
-    on exactly as it would have.
+    The folder gets ``weights.safetensors``, ``int8.safetensors``, ``model.json``, ``card.md``, ``scores.json``,
+    ``curve.csv`` and ``curve.png``. Until then it holds ``checkpoint.pt``, from which an interrupted training with the
+    same options goes on exactly as it would have.
 
     Parameters
     ----------
@@ -479,7 +480,9 @@ def _finish(
     spec = replace(spec, training=record)
     _write_curve(state.curve, folder, spec.name)
     write_whole(folder / "scores.json", (json.dumps(record["validation"], indent=2) + "\n").encode())
-    return save_network(folder, state.average, spec, card(spec)), scores
+    spec = save_network(folder, state.average, spec, card(spec))
+    calibrate(folder, training)
+    return spec, scores
 
 
 def _described(

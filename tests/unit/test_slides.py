@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import ctypes
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+import cv2
 import numpy as np
+import openslide
 import pytest
+import simplejpeg
 import tifffile
 from PIL import Image
 
@@ -390,6 +395,295 @@ def test_a_stack_of_channels_is_no_rgb_image(tmp_path):
     assert message.startswith("S07: the Ki-67 slide is not an image that OpenSlide, tifffile or Pillow can decode")
 
 
+# JPEG tiles that are decoded past OpenSlide
+
+
+def tissue(width, height):
+    """Noise over colours that change slowly, so that tiles differ in length and colour."""
+    rng = np.random.default_rng(0)
+    shades = cv2.resize(rng.uniform(60, 240, (9, 11, 3)).astype(np.float32), (width, height))
+    spread = np.linspace(0, 25, width)[:, None]
+    return np.clip(shades + rng.normal(size=shades.shape) * spread, 0, 255).astype(np.uint8)
+
+
+def write_jpeg_pyramid(path, *, colors="ycbcr", downsamples=(1, 4), size=(1000, 760)):
+    """Levels in JPEG tiles that are no whole number across or down; ``colors="rgb"`` as Aperio scanners write it."""
+    with tifffile.TiffWriter(path) as tiff:
+        for number, downsample in enumerate(downsamples):
+            tiff.write(
+                tissue(*(round(side / downsample) for side in size)),
+                tile=(128, 128),
+                photometric="rgb",
+                compression="jpeg",
+                compressionargs={"level": 85, "outcolorspace": colors},
+                subsampling=(1, 1) if colors == "rgb" else (2, 2),
+                subfiletype=int(number > 0),
+                resolution=(2e4 / downsample, 2e4 / downsample),
+                resolutionunit="CENTIMETER",
+            )
+    return path
+
+
+@pytest.fixture
+def jpeg_pyramid(tmp_path):
+    return write_jpeg_pyramid(tmp_path / "slide.tif")
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The JPEG tiles that were decoded past OpenSlide so far."""
+    tiles, decode = [], simplejpeg.decode_jpeg
+
+    def counted(data, *options, **named):
+        tiles.append(data)
+        return decode(data, *options, **named)
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", counted)
+    return tiles
+
+
+def places(count, seed=0):
+    """Windows of many sizes and scales, some over the slide's edges."""
+    rng = np.random.default_rng(seed)
+    corners, sizes = rng.uniform(-40, 480, (count, 2)), rng.integers(1, 300, (count, 2)).tolist()
+    whole = rng.random((count, 1)) < 0.5
+    corners = np.where(whole, np.round(corners), corners).tolist()
+    return [(*corners[n], *sizes[n], float(rng.choice([0.25, 0.5, 0.61, 1.0, 2.0, 3.7]))) for n in range(count)]
+
+
+def read_by_openslide(path, windows):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slides, "PLAIN_TILE_VENDORS", ())
+        with opened(path) as slide:
+            return [slide.read(*window) for window in windows]
+
+
+@pytest.mark.parametrize("colors", ["ycbcr", "rgb"])
+def test_jpeg_tiles_are_read_past_openslide(tmp_path, monkeypatch, colors):
+    path = write_jpeg_pyramid(tmp_path / "slide.tif", colors=colors)
+    expected = read_by_openslide(path, places(40))
+    with opened(path) as slide:
+        for mpp in (0.5, 2.0):
+            slide.read(0, 0, 8, 8, mpp)
+        monkeypatch.setattr(openslide.OpenSlide, "read_region", None)
+        found = [slide.read(*window) for window in places(40)]
+    assert all(map(np.array_equal, found, expected))
+
+
+@pytest.mark.parametrize("colors", ["ycbcr", "rgb"])
+@pytest.mark.parametrize("cache_bytes", [0, 200_000, 2**27])
+def test_threads_that_read_jpeg_tiles_get_the_pixels_of_openslide(tmp_path, monkeypatch, decoded, colors, cache_bytes):
+    path = write_jpeg_pyramid(tmp_path / "slide.tif", colors=colors)
+    expected = read_by_openslide(path, places(200))
+    monkeypatch.setattr(slides, "CACHE_BYTES", cache_bytes)
+    with opened(path) as slide, ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda window: slide.read(*window), places(200)))
+    assert all(map(np.array_equal, found, expected))
+    assert decoded
+
+
+def write_bare_tiles(path, colors, *, marker=b""):
+    """JPEG tiles as Aperio scanners write them: tables apart, components without names and no colour space.
+
+    The first tile has a marker.
+    """
+    write_jpeg_pyramid(path, colors=colors, downsamples=(1,))
+    with tifffile.TiffFile(path) as tiff:
+        page, content = tiff.pages[0], path.read_bytes()
+        pieces = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    tiles = [bytearray(content[start : start + length]) for start, length in pieces]
+    for tile in tiles:
+        frame, scan = tile.index(b"\xff\xc0"), tile.index(b"\xff\xda")
+        for number in range(3):
+            tile[frame + 10 + 3 * number] = tile[scan + 5 + 2 * number] = number
+    tables = [tile[tile.index(b"\xff\xdb") : tile.index(b"\xff\xc0")] for tile in tiles]
+    huffman = [tile[tile.index(b"\xff\xc4") : tile.index(b"\xff\xda")] for tile in tiles]
+    frames = [tile[tile.index(b"\xff\xc0") : tile.index(b"\xff\xc4")] for tile in tiles]
+    scans = [tile[tile.index(b"\xff\xda") :] for tile in tiles]
+    markers = [marker, *[b""] * (len(tiles) - 1)]
+    bare = [b"\xff\xd8" + marker + frame + scan for marker, frame, scan in zip(markers, frames, scans, strict=True)]
+    tifffile.imwrite(
+        path,
+        iter(bare),
+        shape=(760, 1000, 3),
+        dtype=np.uint8,
+        tile=(128, 128),
+        photometric=colors,
+        compression="jpeg",
+        compressionargs={"outcolorspace": colors},
+        subsampling=(1, 1) if colors == "rgb" else (2, 2),
+        jpegtables=bytes(b"\xff\xd8" + tables[0] + huffman[0] + b"\xff\xd9"),
+        resolution=(2e4, 2e4),
+        resolutionunit="CENTIMETER",
+    )
+    return path
+
+
+@pytest.mark.parametrize("colors", ["ycbcr", "rgb"])
+def test_shared_tables_and_the_colour_space_of_the_tiff_are_used(tmp_path, monkeypatch, colors):
+    expected = read_by_openslide(
+        write_jpeg_pyramid(tmp_path / "whole.tif", colors=colors, downsamples=(1,)), places(20)
+    )
+    path = write_bare_tiles(tmp_path / "bare.tif", colors)
+    assert all(map(np.array_equal, read_by_openslide(path, places(20)), expected))
+    with opened(path) as slide:
+        slide.read(0, 0, 8, 8, 0.5)
+        monkeypatch.setattr(openslide.OpenSlide, "read_region", None)
+        assert all(map(np.array_equal, [slide.read(*window) for window in places(20)], expected))
+
+
+def test_a_tile_that_names_another_colour_space_than_the_tiff_is_read_by_openslide(tmp_path, decoded):
+    jfif = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
+    path = write_bare_tiles(tmp_path / "slide.tif", "rgb", marker=jfif)
+    expected = read_by_openslide(path, places(20))
+    with opened(path) as slide:
+        assert all(map(np.array_equal, [slide.read(*window) for window in places(20)], expected))
+    assert decoded
+
+
+def test_a_tile_is_decoded_once_for_the_windows_that_share_it(jpeg_pyramid, monkeypatch, decoded):
+    with opened(jpeg_pyramid) as slide:
+        slide.read(0, 0, 1000, 760, 0.5)
+        assert len(decoded) == 8 * 6
+        slide.read(50, 50, 300, 300, 0.5)
+        assert len(decoded) == 8 * 6
+    monkeypatch.setattr(slides, "CACHE_BYTES", 2 * 128 * 128 * 3)
+    with opened(jpeg_pyramid) as slide:
+        slide.read(0, 0, 1000, 760, 0.5)
+        decoded.clear()
+        slide.read(0, 0, 1000, 760, 0.5)
+        assert len(decoded) >= 8 * 6 - 2
+
+
+def fitting(tile, length):
+    """A JPEG image in the room of a tile."""
+    return tile[:length] + bytes(length - len(tile))
+
+
+def with_height(tile, height):
+    """Claims to have more or fewer rows than it has."""
+    frame = tile.index(b"\xff\xc0")
+    return tile[: frame + 5] + height.to_bytes(2, "big") + tile[frame + 7 :]
+
+
+DAMAGE = {
+    "tile zeroed": lambda tile: bytes(len(tile)),
+    "header zeroed": lambda tile: bytes(64) + tile[64:],
+    "second half zeroed": lambda tile: fitting(tile[: len(tile) // 2], len(tile)),
+    "a third of it random": lambda tile: (
+        tile[: len(tile) // 3]
+        + np.random.default_rng(1).bytes(len(tile) // 3)
+        + tile[len(tile) // 3 + len(tile) // 3 :]
+    ),
+    "truncated": lambda tile: fitting(tile[:-400], len(tile)),
+    "one row too few": lambda tile: with_height(tile, 127),
+    "too many rows": lambda tile: with_height(tile, 136),
+    "65500 rows": lambda tile: with_height(tile, 65500),
+}
+
+
+def damage_tile(path, index, change):
+    with tifffile.TiffFile(path) as tiff:
+        start, length = tiff.pages[0].dataoffsets[index], tiff.pages[0].databytecounts[index]
+    content = path.read_bytes()
+    path.write_bytes(content[:start] + change(content[start : start + length]) + content[start + length :])
+
+
+@pytest.mark.parametrize("colors", ["ycbcr", "rgb"])
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_jpeg_tile_is_an_error_of_the_slide(tmp_path, decoded, kind, colors):
+    path = write_jpeg_pyramid(tmp_path / "slide.tif", colors=colors)
+    expected = read_by_openslide(path, [(0, 0, 128, 128, 0.5)])[0]
+    damage_tile(path, 8 * 2 + 3, DAMAGE[kind])
+    with opened(path) as slide:
+        assert np.array_equal(slide.read(0, 0, 128, 128, 0.5), expected)
+        assert decoded
+        for _ in range(2):
+            with pytest.raises(SlideError) as caught:
+                slide.read(200, 140, 64, 64, 0.5)
+            assert caught.value.finding.flag is Flag.UNREADABLE
+            assert "the Ki-67 slide cannot be decoded near x 0.20 mm, y 0.14 mm" in caught.value.finding.message
+        with pytest.raises(SlideError):
+            slide.read(0, 0, 128, 128, 0.5)
+
+
+def test_damage_that_nobody_asks_for_spoils_no_read(jpeg_pyramid):
+    """The longest tile, which is compared first, is as harmless as any other."""
+    window = (0, 0, 200, 128, 0.5)
+    expected = read_by_openslide(jpeg_pyramid, [window])[0]
+    with tifffile.TiffFile(jpeg_pyramid) as tiff:
+        longest = int(np.argmax(tiff.pages[0].databytecounts))
+    assert longest % 8 > 3
+    for kind in ("second half zeroed", "tile zeroed"):
+        damage_tile(jpeg_pyramid, longest, DAMAGE[kind])
+        with opened(jpeg_pyramid) as slide:
+            assert np.array_equal(slide.read(*window), expected)
+
+
+def test_openslide_has_the_last_word_on_a_tile_that_is_refused(jpeg_pyramid, monkeypatch):
+    expected = read_by_openslide(jpeg_pyramid, places(5))
+    with opened(jpeg_pyramid) as slide:
+        slide.read(0, 0, 8, 8, 0.5)
+        monkeypatch.setattr(simplejpeg, "decode_jpeg", None)
+        assert all(map(np.array_equal, [slide.read(*window) for window in places(5)], expected))
+
+
+def test_a_level_with_other_pixels_is_read_by_openslide(jpeg_pyramid, monkeypatch):
+    expected, decode = read_by_openslide(jpeg_pyramid, places(20)), simplejpeg.decode_jpeg
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *data, **named: decode(*data, **named) // 2)
+    with opened(jpeg_pyramid) as slide:
+        assert all(map(np.array_equal, [slide.read(*window) for window in places(20)], expected))
+
+
+def test_a_closed_slide_cannot_be_read(jpeg_pyramid):
+    with opened(jpeg_pyramid) as slide:
+        slide.read(0, 0, 64, 64, 0.5)
+    with pytest.raises(ctypes.ArgumentError, match="closed"):
+        slide.read(0, 0, 64, 64, 0.5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compression": "lzw"},
+        {"compression": "deflate"},
+        {"compression": "jpeg2000"},
+        {"compression": "jpeg", "planarconfig": "separate"},
+        {"compression": "jpeg", "tile": None, "rowsperstrip": 128},
+    ],
+    ids=lambda options: " ".join(map(str, options.values())),
+)
+def test_what_is_no_plain_jpeg_tile_is_left_to_others(tmp_path, decoded, options):
+    pixels = tissue(512, 384)
+    written = np.moveaxis(pixels, 2, 0) if "planarconfig" in options else pixels
+    tifffile.imwrite(tmp_path / "slide.tif", written, photometric="rgb", **{"tile": (128, 128)} | options)
+    with opened(tmp_path / "slide.tif", mpp=0.5) as slide:
+        read = slide.read(0, 0, 512, 384, 0.5)
+    assert np.abs(read.astype(int) - pixels).mean() < 10
+    assert decoded == []
+
+
+def test_a_level_that_is_not_certain_is_left_to_openslide(tmp_path, decoded):
+    between = write_jpeg_pyramid(tmp_path / "between.tif", downsamples=(1, 4), size=(1000, 762))
+    twice = write_jpeg_pyramid(tmp_path / "twice.tif", downsamples=(1, 1))
+    for path, mpp in ((between, 2.0), (twice, 0.5)):
+        with opened(path) as slide:
+            slide.read(0, 0, 64, 64, mpp)
+        assert decoded == []
+    with opened(between) as slide:
+        slide.read(0, 0, 64, 64, 0.5)
+    assert decoded
+
+
+def test_a_level_with_a_missing_tile_is_left_to_openslide(jpeg_pyramid, decoded):
+    with tifffile.TiffFile(jpeg_pyramid, mode="r+b") as tiff:
+        counts = tiff.pages[0].tags["TileByteCounts"]
+        counts.overwrite([*counts.value[:-1], 0])
+    with opened(jpeg_pyramid) as slide, suppress(SlideError):
+        slide.read(0, 0, 64, 64, 0.5)
+    assert decoded == []
+
+
 # Slides of many files
 
 
@@ -433,6 +727,17 @@ def test_an_aperio_slide_is_read():
         assert (slide.reader, slide.mpp, slide.width_px, slide.height_px) == ("openslide:aperio", 0.499, 2220, 2967)
         assert slide.thumbnail(8.0).shape == (186, 139, 3)
         assert slide.read(400, 600, 256, 256, 0.5).std() > 20
+
+
+def test_an_aperio_slide_has_the_pixels_of_openslide(decoded):
+    path, windows = (
+        real("slides/CMU-1-Small-Region.svs"),
+        [(x * 1.3, y * 1.7, 300, 200, 0.499) for x, y in np.ndindex(3, 4)],
+    )
+    expected = read_by_openslide(path, windows)
+    with opened(path) as slide:
+        assert all(map(np.array_equal, [slide.read(*window) for window in windows], expected))
+    assert decoded
 
 
 def test_a_hamamatsu_slide_is_read_from_its_low_levels():

@@ -32,7 +32,7 @@ def test_a_dark_square_is_the_tumor_at_the_resolution_of_the_mask():
     assert (found.mask.pixels != expected).mean() < 0.002
     assert found.mask.area_mm2 == pytest.approx(0.04, rel=0.02)
     assert found.probability[100, 100] == 235
-    assert found.statistics.tiles == 56
+    assert found.statistics.tiles == 56 / 4
 
 
 def test_probability_outside_tissue_is_zero_and_no_tumor():

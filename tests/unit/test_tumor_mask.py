@@ -47,7 +47,7 @@ def test_a_persons_tumour_needs_no_network(slide: Slide) -> None:
 def test_regions_limit_where_the_network_looks(slide: Slide, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Mask] = []
 
-    def segment(slide: Slide, allowed: Mask, settings: TumorSettings, folder: Path) -> TumorMask:
+    def segment(slide: Slide, allowed: Mask, settings: TumorSettings, *folders: Path | None) -> TumorMask:
         seen.append(allowed)
         return TumorMask(allowed, slide.stain)
 
@@ -75,5 +75,7 @@ def test_the_record_of_an_unusable_slide_is_empty() -> None:
         "tumor_source": None,
         "tumor_mm2": 0.0,
         "model": None,
+        "coarse_model": None,
+        "fine_share": None,
         "statistics": None,
     }

@@ -128,6 +128,13 @@ def model_file(network: str) -> str | list:
     return f"{folder}/model.json"
 
 
+def ranges_file(network: str) -> list[str]:
+    """Ranges of a network's activations, where it has them: they decide on its answers in 8-bit integers."""
+    model = model_file(network)
+    path = os.path.join(os.path.dirname(model), "int8.safetensors") if model else ""
+    return [path] if os.path.isfile(path) else []
+
+
 def tumor_zarr(path: str):
     """A tumour mask on disk; with ``keep: tables`` it goes when the last stage has read it."""
     return temp(directory(path)) if SETTINGS["keep"] == "tables" else directory(path)

@@ -4,6 +4,7 @@ rule nuclei:
         tumor="results/{slide}/tumor_ki67.ome.zarr",
         ki67=slide_file("ki67"),
         model=lambda wildcards: model_file("nuclei"),
+        ranges=lambda wildcards: ranges_file("nuclei"),
     output:
         nuclei="results/{slide}/nuclei.parquet",
         geojson="results/{slide}/nuclei.geojson.gz",

@@ -26,6 +26,7 @@ rule train:
         encoder=encoder_file,
     output:
         weights="training/{network}/weights.safetensors",
+        ranges="training/{network}/int8.safetensors",
         model="training/{network}/model.json",
         card="training/{network}/card.md",
         scores="training/{network}/scores.json",

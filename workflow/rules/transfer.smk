@@ -8,6 +8,7 @@ rule transfer:
         ki67=slide_file("ki67"),
         roi=region_file("ki67"),
         model=lambda wildcards: model_file("tumor_ki67"),
+        ranges=lambda wildcards: ranges_file("tumor_ki67"),
     output:
         tumor=tumor_zarr("results/{slide}/tumor_ki67.ome.zarr"),
         record="results/{slide}/transfer.json",

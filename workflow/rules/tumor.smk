@@ -6,6 +6,7 @@ rule tumor:
         roi=region_file("he"),
         model=lambda wildcards: model_file("tumor_he"),
         coarse_model=lambda wildcards: model_file("tumor_he_coarse"),
+        ranges=lambda wildcards: ranges_file("tumor_he") + ranges_file("tumor_he_coarse"),
     output:
         tumor=tumor_zarr("results/{slide}/tumor_he.ome.zarr"),
         record="results/{slide}/tumor_he.json",

@@ -29,7 +29,7 @@ def find(checked: dict, tumor) -> tuple:
     running = Running(batch_size=SETTINGS["batch_size"], reader_threads=SETTINGS["reader_threads"])
     with open_slide(INPUT.ki67, slide_id=SLIDE, stain="ki67", mpp=checked["mpp"]) as slide:
         found = detect_nuclei(slide, tumor, network, running=running, probabilities=OUTPUT.get("probabilities"))
-    return found.table, {"model": network.spec.identity, "statistics": found.statistics.to_json()}
+    return found.table, {"model": network.identity, "statistics": found.statistics.to_json()}
 
 
 with stage_log(snakemake.log[0], stage="nuclei", name=SLIDE) as log:
