@@ -19,7 +19,7 @@ import torch
 from ki67.errors import Ki67Error
 from ki67.geometry import Mask
 from ki67.inference import TILE_PX, InferenceStatistics, Running, keep_freed_memory
-from ki67.networks import Network, load_network, read_spec
+from ki67.networks import Network, Precision, load_network, read_spec
 from ki67.slides import Slide, open_slide
 from ki67.storage import write_nuclei_geojson, write_nuclei_parquet, write_tumor_zarr
 from ki67.tiles import BLOCK_CELLS, CELL_PX, HALO_PX
@@ -55,6 +55,7 @@ def benchmark_inference(
     mpp: float | None = None,
     everything: bool = False,
     device: str = "auto",
+    precision: Precision = "auto",
     running: Running | None = None,
     loop_seconds: float = 4.0,
 ) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def benchmark_inference(
         Microns per pixel of level 0, where the file does not say.
     everything
         Look at the whole slide rather than at its tissue.
-    device, running
+    device, precision, running
         As the stage gets them.
     loop_seconds
         How long each bare loop is timed.
@@ -90,10 +91,10 @@ def benchmark_inference(
     """
     spec = read_spec(model)
     running = running or Running(threads=len(os.sched_getaffinity(0)))
-    stage = _in_own_process(run_stage, path, model, mpp, everything, device, running)
+    stage = _in_own_process(run_stage, path, model, mpp, everything, device, precision, running)
     if stage["tiles"] == 0:
         raise Ki67Error(f"{path.name}: no tissue was found, so nothing can be timed; use --everything to look at all")
-    loops = _in_own_process(time_loops, model, device, stage["threads"], loop_seconds)
+    loops = _in_own_process(time_loops, model, device, precision, stage["threads"], loop_seconds)
     fastest = max(loops, key=lambda loop: float(loop["tiles_per_second"]))
     unique_tiles = stage["unique_px"] / TILE_PX**2
     network_floor_s = unique_tiles / fastest["tiles_per_second"]
@@ -123,14 +124,20 @@ def _in_own_process(work: Callable[..., R], *arguments: Any) -> R:
 
 
 def run_stage(
-    path: Path, model: Path, mpp: float | None, everything: bool, device: str, running: Running
+    path: Path,
+    model: Path,
+    mpp: float | None,
+    everything: bool,
+    device: str,
+    precision: Precision,
+    running: Running,
 ) -> dict[str, Any]:
     """Run a network's stage as the workflow does, with the files it writes, and tell what it took."""
     stain = read_spec(model).stain
     with open_slide(path, slide_id=path.stem, stain=stain, mpp=mpp) as slide, tempfile.TemporaryDirectory() as folder:
         where = _everywhere(slide) if everything else find_tissue(slide.thumbnail(_TISSUE_MPP), _TISSUE_MPP, stain).mask
         started, processor_s = time.perf_counter(), time.process_time()
-        network = load_network(model, device=device)
+        network = load_network(model, device=device, precision=precision)
         run = _find_tumor if len(network.spec.classes) == 1 else _find_nuclei
         statistics, found, writing_s = run(slide, where, network, running, Path(folder))
         return {
@@ -182,10 +189,10 @@ def _find_nuclei(
 # ---------------------------------------------------------------------------------------------- the network alone
 
 
-def time_loops(model: Path, device: str, threads: int, seconds: float) -> list[dict[str, Any]]:
+def time_loops(model: Path, device: str, precision: Precision, threads: int, seconds: float) -> list[dict[str, Any]]:
     """Tiles of 256² a second that a network does in bare loops of many sizes, each after a warm-up."""
     keep_freed_memory()
-    network = load_network(model, device=device)
+    network = load_network(model, device=device, precision=precision)
     results = []
     for loop in _loops(1 if network.device.type != "cpu" else threads):
         rate = _rate(network, loop, threads, seconds)

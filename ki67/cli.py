@@ -25,6 +25,15 @@ class FieldKindName(StrEnum):
     TUMOR_KI67 = "tumor_ki67"
 
 
+class PrecisionName(StrEnum):
+    """In which numbers a network computes."""
+
+    AUTO = "auto"
+    INT8 = "int8"
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
+
+
 @app.callback()
 def describe() -> None:
     """Ki-67 index of whole slides: drawing, measuring and timing beside the workflow."""
@@ -159,6 +168,7 @@ def benchmark_inference(
     mpp: Annotated[float | None, typer.Option(help="Microns per pixel, where the file does not say.")] = None,
     everything: Annotated[bool, typer.Option("--everything", help="All of the slide, not only its tissue.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[PrecisionName, typer.Option(help="In which numbers.")] = PrecisionName.AUTO,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; one a core if not given.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Windows that a GPU is given at once.")] = 4,
 ) -> None:
@@ -171,7 +181,9 @@ def benchmark_inference(
 
     threads = threads or len(os.sched_getaffinity(0))
     running = Running(batch_size=batch_size, reader_threads=threads, threads=threads)
-    result = measure(slide, model, mpp=mpp, everything=everything, device=device, running=running)
+    result = measure(
+        slide, model, mpp=mpp, everything=everything, device=device, precision=precision.value, running=running
+    )
     for name, value in result.items():
         if not isinstance(value, list):
             typer.echo(f"{name}\t{value:.4g}" if isinstance(value, float) else f"{name}\t{value}")

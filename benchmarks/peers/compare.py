@@ -68,7 +68,7 @@ class Run:
     side_px: int
 
 
-def our_run(slide: Path, model: Path, side_px: int) -> Run:
+def our_run(slide: Path, model: Path, side_px: int, precision: str = "auto") -> Run:
     """Our engine as the workflow uses it, over all of the slide as the peers."""
     command = (
         sys.executable,
@@ -80,8 +80,10 @@ def our_run(slide: Path, model: Path, side_px: int) -> Run:
         "--model",
         str(model),
         "--everything",
+        "--precision",
+        precision,
     )
-    return Run(OURS, "as shipped", command, side_px)
+    return Run(OURS, "as shipped" if precision == "auto" else precision, command, side_px)
 
 
 def peer_run(peer: Peer, mode: Mode, slide: Path, model: Path, side_px: int) -> Run:
@@ -95,7 +97,7 @@ def peer_run(peer: Peer, mode: Mode, slide: Path, model: Path, side_px: int) -> 
 
 def measure(run: Run, folder: Path, timeout_s: float) -> dict[str, Any]:
     """The record of a run, written into the folder; one with ``error`` if it failed or took too long."""
-    out = folder / f"{run.tool}_{run.mode.replace(' ', '_')}.json"
+    out = folder / f"{run.tool}_{run.mode.replace(',', '').replace(' ', '_')}.json"
     out.unlink(missing_ok=True)
     failed = {"tool": run.tool, "mode": run.mode, "side_px": run.side_px}
     with out.with_suffix(".log").open("wb") as log:
@@ -174,18 +176,25 @@ def compare(
         if peer_side_px is not None and peer_side_px < side_px:
             peer_slide, peer_side = Path(scratch).resolve() / "part.tif", peer_side_px
             crop_slide(slide, peer_slide, side_px=peer_side_px)
-        runs = [our_run(slide, model, side_px)] + [
+        runs = [our_run(peer_slide, model, peer_side), our_run(peer_slide, model, peer_side, "bfloat16")]
+        runs += [
             peer_run(peer, mode, peer_slide, model, peer_side)
             for peer in peers or list(Peer)
             for mode in modes or list(Mode)
         ]
+        if peer_side < side_px:
+            # Last, and named after its slide: the ratios are those on the slide that all of them get.
+            whole = our_run(slide, model, side_px)
+            runs.append(Run(whole.tool, f"{whole.mode}, whole slide", whole.command, side_px))
         records = [measure(run, out, timeout_s) for run in tqdm(runs, desc="runs", unit="run")]
     _write_comparison(out, slide.name, side_px, records)
     typer.echo((out / "comparison.md").read_text(encoding="utf-8"))
 
 
 def _write_comparison(out: Path, slide: str, side_px: int, records: list[dict[str, Any]]) -> None:
-    records[0].setdefault("version", ki67.__version__)
+    for record in records:
+        if record["tool"] == OURS:
+            record.setdefault("version", ki67.__version__)
     ours = records[0].get("tiles_per_second")
     comparison = {
         "slide": slide,
