@@ -276,17 +276,24 @@ class InferenceRun:
         return self._answers_of_gpu(windows) if self._on_gpu else self._ahead(self._read_and_predict, windows)
 
     def _ahead(self, work: Callable[[Window], R], windows: list[Window], ahead: int = 0) -> Iterator[R]:
-        """Results in order; twice as many windows as threads, and some, are being worked on or wait."""
-        waiting: deque[Future[R]] = deque()
+        """Results in order; two blocks for every thread, and some windows, are being worked on or wait."""
+        height, width = self.plan.block_px
+        most_px = (2 * self.threads + ahead) * height * width
+        waiting: deque[tuple[Future[R], int]] = deque()
+        waiting_px = 0
         try:
             for window in windows:
-                waiting.append(self._pool.submit(work, window))
-                if len(waiting) >= 2 * self.threads + ahead:
-                    yield waiting.popleft().result()
+                area_px = window.height_px * window.width_px
+                while waiting and waiting_px + area_px > most_px:
+                    future, done_px = waiting.popleft()
+                    waiting_px -= done_px
+                    yield future.result()
+                waiting.append((self._pool.submit(work, window), area_px))
+                waiting_px += area_px
             while waiting:
-                yield waiting.popleft().result()
+                yield waiting.popleft()[0].result()
         finally:
-            for future in waiting:
+            for future, _ in waiting:
                 future.cancel()
 
     def _read_window(self, window: Window) -> NDArray[np.uint8]:

@@ -32,13 +32,14 @@ class Cascade:
     certain_below, certain_above
         Its probabilities between these two are not certain.
     uncertain_share
-        The finer network looks at a tile where more than this share of its tissue is not certain.
+        The finer network looks at a tile where more than this share of its tissue is not certain. With these three
+        the area under the ROC curve stays within 0.005 of the finer network's on real tissue (``benchmarks.cascade``).
     """
 
     network: Predictor
-    certain_below: float = 0.1
-    certain_above: float = 0.9
-    uncertain_share: float = 0.1
+    certain_below: float = 0.2
+    certain_above: float = 0.98
+    uncertain_share: float = 0.2
 
 
 @dataclass(frozen=True)

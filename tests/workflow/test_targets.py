@@ -29,6 +29,15 @@ def test_all_slides_and_one_by_name(workflow: Workflow, sheet: Path) -> None:
     assert workflow.planned("--config", f"slides={sheet.name}", "--", "slide_S-2.b") == one
 
 
+@pytest.mark.usefixtures("shipped_networks")
+def test_probabilities_of_nuclei_are_made_where_they_are_kept(workflow: Workflow, sheet: Path) -> None:
+    wanted = ("--", "results/S01/nuclei_probabilities.ome.zarr")
+    kept = workflow.planned("--config", f"slides={sheet.name}", "keep=probabilities", *wanted)
+    assert kept == dict.fromkeys(STAGES[:-1], 1)
+    refused = workflow.run("--dry-run", "--config", f"slides={sheet.name}", *wanted)
+    assert refused.returncode != 0
+
+
 def test_a_slide_that_is_not_in_the_sheet_is_named(workflow: Workflow, sheet: Path) -> None:
     result = workflow.run("--dry-run", "--config", f"slides={sheet.name}", "--", "results/S09/check.json")
     assert result.returncode != 0
