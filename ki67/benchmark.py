@@ -22,7 +22,7 @@ from ki67.inference import TILE_PX, InferenceStatistics, Running, keep_freed_mem
 from ki67.networks import Network, Precision, load_network, read_spec
 from ki67.slides import Slide, open_slide
 from ki67.storage import write_nuclei_geojson, write_nuclei_parquet, write_tumor_zarr
-from ki67.tiles import BLOCK_CELLS, CELL_PX, HALO_PX
+from ki67.tiles import HALO_PX
 from ki67.tissue import find_tissue
 
 _TISSUE_MPP = 8.0
@@ -194,14 +194,14 @@ def time_loops(model: Path, device: str, precision: Precision, threads: int, sec
     keep_freed_memory()
     network = load_network(model, device=device, precision=precision)
     results = []
-    for loop in _loops(1 if network.device.type != "cpu" else threads):
+    for loop in _loops(network.block_px, 1 if network.device.type != "cpu" else threads):
         rate = _rate(network, loop, threads, seconds)
         results.append({**vars(loop), "tiles_per_second": rate})
     return results
 
 
-def _loops(most_workers: int) -> Iterator[Loop]:
-    window = tuple(cells * CELL_PX + 2 * HALO_PX for cells in BLOCK_CELLS)
+def _loops(block_px: tuple[int, int], most_workers: int) -> Iterator[Loop]:
+    window = block_px[0] + 2 * HALO_PX, block_px[1] + 2 * HALO_PX
     for height, width in ((256, 256), (512, 512), (1024, 1024), window):
         for batch_size in (1, 4, 16):
             if batch_size * height * width <= _LARGEST_LOOP_PX:

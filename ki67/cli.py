@@ -171,6 +171,7 @@ def benchmark_inference(
     precision: Annotated[PrecisionName, typer.Option(help="In which numbers.")] = PrecisionName.AUTO,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; one a core if not given.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Windows that a GPU is given at once.")] = 4,
+    loop_seconds: Annotated[float, typer.Option(min=0, help="How long each bare loop is timed.")] = 4.0,
 ) -> None:
     """Time a network's stage on a slide: tiles a second, and how near it comes to the network and decoding alone."""
     import os
@@ -182,7 +183,14 @@ def benchmark_inference(
     threads = threads or len(os.sched_getaffinity(0))
     running = Running(batch_size=batch_size, reader_threads=threads, threads=threads)
     result = measure(
-        slide, model, mpp=mpp, everything=everything, device=device, precision=precision.value, running=running
+        slide,
+        model,
+        mpp=mpp,
+        everything=everything,
+        device=device,
+        precision=precision.value,
+        running=running,
+        loop_seconds=loop_seconds,
     )
     for name, value in result.items():
         if not isinstance(value, list):

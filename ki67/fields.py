@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 OWN_ROWS_PX, OWN_COLUMNS_PX = 512, 768
-"""Half a block of answers high and wide: arrays of this size stay in a processor's cache."""
+"""Arrays of this size stay in a processor's cache."""
 
 Place = tuple[int, int]
 

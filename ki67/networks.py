@@ -34,6 +34,12 @@ Architecture = Literal["unet_densenet121", "unet_resnet34"]
 Precision = Literal["auto", "int8", "bfloat16", "float32"]
 
 RANGES_FILE = "int8.safetensors"
+# Multiples of 256. The larger a window, the smaller the share of its halo, and the more memory its layers take.
+BLOCK_PX: dict[Precision, tuple[int, int]] = {
+    "int8": (1024, 1536),
+    "bfloat16": (1024, 1536),
+    "float32": (768, 1024),
+}
 
 ENCODERS: dict[str, str] = {"unet_densenet121": "densenet121", "unet_resnet34": "resnet34"}
 NUCLEUS_CLASSES = (
@@ -384,6 +390,11 @@ class Predictor(Protocol):
         """Where it runs."""
         ...
 
+    @property
+    def block_px(self) -> tuple[int, int]:
+        """Height and width of the largest window it should be given."""
+        ...
+
     def predict_levels(self, batch: NDArray[np.uint8], halo_px: int) -> NDArray[np.uint8]:
         """Probabilities uint8 ``(N, C, H - 2 * halo, W - 2 * halo)``, 255 for 1, of RGB tiles ``(N, H, W, 3)``."""
         ...
@@ -426,6 +437,11 @@ class Network:
             self.dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
             self._module = channels_last(with_convolutions_in(fused, self.dtype), self.device)
         self._scale, self._shift = (value.to(self.device) for value in normalization(spec))
+
+    @property
+    def block_px(self) -> tuple[int, int]:
+        """Height and width of the largest window it should be given: what a thread can hold in some 500 MB."""
+        return BLOCK_PX[self.precision]
 
     @property
     def identity(self) -> dict[str, str]:
@@ -477,8 +493,9 @@ class Network:
         end = -halo_px or None
 
         def levels(logits: torch.Tensor) -> NDArray[np.uint8]:
-            inner = self._probabilities(logits[:, :, halo_px:end, halo_px:end])
-            return inner.mul_(255).round_().to(torch.uint8).cpu().numpy()
+            # Channel by channel in memory, as softmax is fastest that way and all that follows takes it so.
+            inner = logits[:, :, halo_px:end, halo_px:end].contiguous(memory_format=torch.contiguous_format)
+            return self._probabilities(inner).mul_(255).round_().to(torch.uint8).cpu().numpy()
 
         return self._one_by_one(batch, levels)
 

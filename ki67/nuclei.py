@@ -29,7 +29,7 @@ from ki67.outlines import OUTLINE_VERTICES, outline_nuclei, polygons
 from ki67.probability_zarr import ProbabilityWriter, probability_zarr
 from ki67.slides import Slide
 from ki67.stain import OD_TO_HED, optical_density
-from ki67.tiles import TilePlan, plan_tiles
+from ki67.tiles import TilePlan, cells_of, plan_tiles
 
 __all__ = [
     "OUTLINE_VERTICES",
@@ -38,6 +38,7 @@ __all__ = [
     "FoundNuclei",
     "Nuclei",
     "NucleusDetection",
+    "Running",
     "detect_nuclei",
     "extract_nuclei",
     "field_margin_px",
@@ -52,8 +53,8 @@ REACH_UM = 20.0
 """Farthest that a nucleus and what decides on it reach from its middle: the nucleus, the next one that it touches, and
 how deep that is."""
 
-CELL_PX, BLOCK_CELLS = 64, (16, 24)
-"""Of the tiles in which nuclei are looked for."""
+CELL_PX = 64
+"""Side of the cells in which nuclei are looked for."""
 
 # Tiles so far from the tumour are looked at, so that nuclei on its edge are seen whole.
 _MARGIN_UM = 8.0
@@ -88,7 +89,6 @@ def detect_nuclei(
     network: Predictor,
     *,
     cell_px: int = CELL_PX,
-    block_cells: tuple[int, int] = BLOCK_CELLS,
     offset_px: tuple[int, int] = (0, 0),
     options: ExtractionOptions | None = None,
     running: Running | None = None,
@@ -104,9 +104,9 @@ def detect_nuclei(
         In the slide's frame. Nuclei outside of it but in its tiles are kept, with ``in_tumor`` false.
     network
         Of the five classes of ``ki67.networks.NUCLEUS_CLASSES``.
-    cell_px, block_cells, offset_px
-        Side of a cell, how many make a block, and where the grid begins; see ``ki67.tiles``. Small cells follow the
-        outlines of small nests of tumour closely.
+    cell_px, offset_px
+        Side of a cell, and where the grid begins; see ``ki67.tiles``. Small cells follow the outlines of small nests of
+        tumour closely.
     options
         How probabilities become nuclei.
     running
@@ -125,7 +125,7 @@ def detect_nuclei(
         slide.size_um,
         mpp=mpp,
         cell_px=cell_px,
-        block_cells=block_cells,
+        block_cells=cells_of(network.block_px, cell_px),
         margin_um=_MARGIN_UM,
         offset_px=offset_px,
     )

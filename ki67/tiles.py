@@ -21,8 +21,6 @@ from ki67.geometry import Mask
 
 CELL_PX = 256
 HALO_PX = 32
-BLOCK_CELLS = (4, 6)
-"""A window of this many cells is as large as pays: the halo is a tenth of it."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +125,11 @@ class TilePlan:
         )
 
 
+def cells_of(block_px: tuple[int, int], cell_px: int) -> tuple[int, int]:
+    """How many rows and columns of cells fit into a block of that height and width, at least one."""
+    return max(1, block_px[0] // cell_px), max(1, block_px[1] // cell_px)
+
+
 def plan_tiles(
     mask: Mask,
     slide_size_um: tuple[float, float],
@@ -134,7 +137,7 @@ def plan_tiles(
     mpp: float,
     cell_px: int = CELL_PX,
     halo_px: int = HALO_PX,
-    block_cells: tuple[int, int] = BLOCK_CELLS,
+    block_cells: tuple[int, int] = (4, 6),
     margin_um: float = 0.0,
     offset_px: tuple[int, int] = (0, 0),
 ) -> TilePlan:

@@ -14,7 +14,7 @@ from ki67.geometry import Mask
 from ki67.inference import Block, InferenceRun, InferenceStatistics, Running, peak_memory_mb
 from ki67.networks import Predictor
 from ki67.slides import Slide
-from ki67.tiles import CELL_PX, TilePlan, plan_tiles
+from ki67.tiles import CELL_PX, TilePlan, cells_of, plan_tiles
 
 SMOOTHING_UM = 6.0
 """Standard deviation of the Gaussian over the probability: less than a nucleus makes no outline."""
@@ -112,11 +112,11 @@ def segment_tumor(
     probability = np.zeros((height, width), dtype=np.uint8)
     allowed = at_resolution(tissue, (height, width), mask_mpp)
     fine_share, before = 1.0, None
-    plan = plan_tiles(tissue, slide.size_um, mpp=network.spec.mpp, cell_px=cell_px)
+    plan = _plan(slide, tissue, network, cell_px)
     if cascade is not None:
-        mpp = cascade.network.spec.mpp
-        coarse_plan = plan_tiles(tissue, slide.size_um, mpp=mpp, cell_px=cell_px)
-        before = _look(slide, coarse_plan, cascade.network, probability, mask_mpp, running, f"tumor at {mpp:g} µm/px")
+        coarse_plan = _plan(slide, tissue, cascade.network, cell_px)
+        label = f"tumor at {coarse_plan.mpp:g} µm/px"
+        before = _look(slide, coarse_plan, cascade.network, probability, mask_mpp, running, label)
         tiles = len(plan.cells)
         plan = uncertain_tiles(plan, probability, allowed, mask_mpp, cascade)
         fine_share = len(plan.cells) / max(1, tiles)
@@ -139,6 +139,11 @@ def segment_tumor(
         peak_rss_mb=peak_memory_mb(),
     )
     return TumorSegmentation(Mask(pixels, mask_mpp, tissue.frame), probability, statistics, fine_share)
+
+
+def _plan(slide: Slide, tissue: Mask, network: Predictor, cell_px: int) -> TilePlan:
+    block_cells = cells_of(network.block_px, cell_px)
+    return plan_tiles(tissue, slide.size_um, mpp=network.spec.mpp, cell_px=cell_px, block_cells=block_cells)
 
 
 def _look(

@@ -82,6 +82,8 @@ def our_run(slide: Path, model: Path, side_px: int, precision: str = "auto") -> 
         "--everything",
         "--precision",
         precision,
+        "--loop-seconds",
+        "1",
     )
     return Run(OURS, "as shipped" if precision == "auto" else precision, command, side_px)
 

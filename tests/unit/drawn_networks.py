@@ -19,6 +19,7 @@ class Drawn:
     """What all stand-ins share."""
 
     device = torch.device("cpu")
+    block_px = (1024, 1536)
 
     def predict_levels(self, batch: np.ndarray, halo_px: int) -> np.ndarray:
         end = -halo_px or None

@@ -40,7 +40,7 @@ def test_a_stage_is_run_with_all_that_it_writes_and_tells_what_it_took(models, s
 
 def test_loops_are_timed_in_all_their_sizes(models, monkeypatch):
     loops = [Loop(64, 96, 1, 1), Loop(64, 64, 4, 2)]
-    monkeypatch.setattr(benchmark, "_loops", lambda workers: iter(loops))
+    monkeypatch.setattr(benchmark, "_loops", lambda block_px, workers: iter(loops))
     before = torch.get_num_threads()
     try:
         timed = time_loops(models / "nuclei", "cpu", "auto", 2, 0.05)

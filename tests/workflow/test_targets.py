@@ -51,7 +51,8 @@ def test_the_shipped_sheet_asks_for_slides(workflow: Workflow) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "networks"), [("train_nuclei", 1), ("train_tumor_he", 1), ("train_tumor_he_coarse", 1), ("train_tumor", 3)]
+    ("target", "networks"),
+    [("train_nuclei", 1), ("train_tumor_he", 1), ("train_tumor_he_coarse", 1), ("train_tumor", 3)],
 )
 def test_networks_are_trained_by_name(workflow: Workflow, target: str, networks: int) -> None:
     jobs = workflow.planned(target)

@@ -6,10 +6,10 @@ rule nuclei:
         model=lambda wildcards: model_file("nuclei"),
         ranges=lambda wildcards: ranges_file("nuclei"),
     output:
+        **kept_probabilities(),
         nuclei="results/{slide}/nuclei.parquet",
         geojson="results/{slide}/nuclei.geojson.gz",
         record="results/{slide}/nuclei.json",
-        **kept_probabilities(),
     log:
         "logs/nuclei/{slide}.log",
     benchmark:

@@ -2,28 +2,20 @@
 
 from pathlib import Path
 
+from ki67 import storage
 from ki67.errors import SlideError
 from ki67.nucleus_table import empty_nuclei
 from ki67.provenance import stage_log, versions
 from ki67.slides import open_slide
-from ki67.storage import (
-    read_json,
-    read_tumor_zarr,
-    write_json,
-    write_missing_zarr,
-    write_nuclei_geojson,
-    write_nuclei_parquet,
-)
 
 SLIDE, INPUT, OUTPUT = snakemake.wildcards.slide, snakemake.input, snakemake.output
-SETTINGS = snakemake.params.settings
+SETTINGS, VERSIONS = snakemake.params.settings, versions(("torch", "numpy", "opencv-python-headless", "numba"))
 
 
 def find(checked: dict, tumor) -> tuple:
     """Table of nuclei and what to tell of the network's run."""
-    from ki67.inference import Running
     from ki67.networks import load_network  # torch takes seconds to import, and many slides do not come this far
-    from ki67.nuclei import detect_nuclei
+    from ki67.nuclei import Running, detect_nuclei
 
     network = load_network(Path(INPUT.model).parent, device=SETTINGS["device"], precision=SETTINGS["precision"])
     running = Running(batch_size=SETTINGS["batch_size"], reader_threads=SETTINGS["reader_threads"])
@@ -33,16 +25,15 @@ def find(checked: dict, tumor) -> tuple:
 
 
 with stage_log(snakemake.log[0], stage="nuclei", name=SLIDE) as log:
-    checked, tumor = read_json(INPUT.check)["stains"]["ki67"], read_tumor_zarr(INPUT.tumor, "ki67")
+    checked, tumor = storage.read_json(INPUT.check)["stains"]["ki67"], storage.read_tumor_zarr(INPUT.tumor, "ki67")
     nuclei, told, findings = empty_nuclei(), {"model": None, "statistics": None}, []
     try:
-        if tumor.pixels.any():
-            nuclei, told = find(checked, tumor)
+        nuclei, told = find(checked, tumor) if tumor.pixels.any() else (nuclei, told)
     except SlideError as error:
         findings.append(error.finding)
-    write_missing_zarr(OUTPUT.get("probabilities"))
-    write_nuclei_parquet(OUTPUT.nuclei, nuclei)
-    write_nuclei_geojson(OUTPUT.geojson, nuclei, checked["mpp"] if len(nuclei) else 1.0, slide_id=SLIDE)
+    storage.write_missing_zarr(OUTPUT.get("probabilities"))
+    storage.write_nuclei_parquet(OUTPUT.nuclei, nuclei)
+    storage.write_nuclei_geojson(OUTPUT.geojson, nuclei, checked["mpp"] if len(nuclei) else 1.0, slide_id=SLIDE)
     log.note(f"{len(nuclei)} nuclei, {int(nuclei['positive'].sum())} positive")
     told |= {"nuclei": len(nuclei), "findings": findings, "seconds": log.seconds}
-    write_json(OUTPUT.record, told | {"versions": versions(("torch", "numpy", "opencv-python-headless", "numba"))})
+    storage.write_json(OUTPUT.record, told | {"versions": VERSIONS})
