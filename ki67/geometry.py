@@ -7,12 +7,14 @@ pixel ``[row, column]`` covers the square from ``(column, row) * mpp`` to ``(col
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ki67.errors import Ki67Error, Stain
+
+Points = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,25 @@ class RigidTransform:
         return cls(np.asarray(record["matrix"], dtype=np.float64), record["source"], record["target"])
 
 
-def warp_mask(mask: Mask, transform: RigidTransform, shape: tuple[int, int], mpp: float) -> Mask:
+class Transform(Protocol):
+    """What carries points from one frame to another and back, rigidly or not."""
+
+    @property
+    def source(self) -> Stain:
+        """Frame of the points that it takes."""
+
+    @property
+    def target(self) -> Stain:
+        """Frame of the points that it gives."""
+
+    def apply(self, points_um: Points) -> Points:
+        """Points ``(N, 2)`` of the source frame in the target frame, both x, y in µm."""
+
+    def inverse(self) -> Transform:
+        """The transform from ``target`` back to ``source``."""
+
+
+def warp_mask(mask: Mask, transform: Transform, shape: tuple[int, int], mpp: float) -> Mask:
     """Carry a mask into the transform's target frame by nearest neighbour.
 
     Parameters
