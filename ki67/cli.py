@@ -34,6 +34,14 @@ class PrecisionName(StrEnum):
     FLOAT32 = "float32"
 
 
+class RefineName(StrEnum):
+    """What follows the rigid transform of a registration."""
+
+    NONE = "none"
+    AFFINE = "affine"
+    BSPLINE = "bspline"
+
+
 @app.callback()
 def describe() -> None:
     """Ki-67 index of whole slides: drawing, measuring and timing beside the workflow."""
@@ -143,19 +151,27 @@ def evaluate_stain(
 def evaluate_registration(
     pairs: Annotated[Path, typer.Argument(help="Table of image pairs with landmarks (pairs.csv).")],
     out: Annotated[Path | None, typer.Option(help="JSON file for the result of every pair.")] = None,
+    perturb: Annotated[int, typer.Option(min=0, help="Register each pair again, made harder, this often.")] = 0,
+    refine: Annotated[RefineName, typer.Option(help="What follows the rigid transform.")] = RefineName.NONE,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
 ) -> None:
     """How far landmarks lie apart after registration, beside the best rigid and affine fit."""
     from ki67.registration_evaluation import evaluate_registration as measure
     from ki67.registration_evaluation import read_landmark_pairs
     from ki67.storage import write_json
 
-    result = measure(read_landmark_pairs(pairs))
-    columns = ("pair", "median_px", "best_rigid_median_px", "median_um", "estimated_error_um", "verdict", "seconds")
+    result = measure(read_landmark_pairs(pairs), perturbations=perturb, refine=refine.value, workers=workers)
+    columns = (
+        *("pair", "median_px", "best_rigid_median_px", "best_affine_median_px", "p90_px", "max_px", "median_um"),
+        *("estimated_error_um", "ncc", "verdict", "seconds"),
+    )
     typer.echo("\t".join(columns))
     for row in result["pairs"]:
         typer.echo(
-            "\t".join(f"{row[name]:.1f}" if isinstance(row[name], float) else str(row[name]) for name in columns)
+            "\t".join(f"{row[name]:.2f}" if isinstance(row[name], float) else str(row[name]) for name in columns)
         )
+    for name, value in result["perturbed"].items() if perturb else ():
+        typer.echo(f"{name.replace('_', ' ')}\t{value}")
     if out:
         write_json(out, result)
 

@@ -54,7 +54,7 @@ class _Template:
         return affine, [layer.astype(np.float32, copy=False) for layer in layers]
 
 
-def find_candidates(he: Section, ki67: Section, *, count: int) -> list[Candidate]:
+def find_candidates(he: Section, ki67: Section, *, count: int, mirror: bool = True) -> list[Candidate]:
     """Places where the H&E section may lie on the Ki-67 section, best first, no two of them alike.
 
     Parameters
@@ -63,11 +63,13 @@ def find_candidates(he: Section, ki67: Section, *, count: int) -> list[Candidate
         Both with tissue, at the same resolution.
     count
         How many places at most.
+    mirror
+        Whether mirror images are tried as well.
     """
     mpp = search_mpp(he, ki67)
     he, ki67 = he.at(mpp), ki67.at(mpp)
     ballots: tuple[list[Candidate], ...] = ([], [])
-    for found in _all_turns(he, ki67):
+    for found in _all_turns(he, ki67, (False, True) if mirror else (False,)):
         for ballot, candidates in zip(ballots, found, strict=True):
             ballot.extend(candidates)
     chosen = [_distinct(sorted(ballot, key=lambda c: -c.score), he, count) for ballot in ballots]
@@ -81,7 +83,9 @@ def search_mpp(he: Section, ki67: Section) -> float:
     return max(FINEST_MPP, longest_um / LONGEST_SIDE_PX, he.mpp)
 
 
-def _all_turns(he: Section, ki67: Section) -> Iterator[tuple[list[Candidate], list[Candidate]]]:
+def _all_turns(
+    he: Section, ki67: Section, mirrors: tuple[bool, ...]
+) -> Iterator[tuple[list[Candidate], list[Candidate]]]:
     """Best shifts of every turn and mirror image: by tissue and edges, and by tissue and density."""
     template, still = _template(he), _layers(ki67)
     height, width = ki67.tissue.shape
@@ -90,7 +94,7 @@ def _all_turns(he: Section, ki67: Section) -> Iterator[tuple[list[Candidate], li
         scipy.fft.next_fast_len(width + template.side_px, real=True),
     )
     still_spectra = [scipy.fft.rfft2(layer, shape) for layer in still]
-    for mirror in (False, True):
+    for mirror in mirrors:
         for angle_deg in np.arange(0.0, 360.0, ANGLE_STEP_DEG):
             affine, turned = template.turned(float(angle_deg), mirror)
             tissue, outlines, density = (

@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from ki67.errors import Flag
-from ki67.geometry import Mask, RigidTransform
+from ki67.geometry import Mask, RigidTransform, Transform
 
 if TYPE_CHECKING:
     import geopandas
     import pandas
+
+    from ki67.local_shifts import PlaceCheck
 
 RgbImage = NDArray[np.uint8]
 ReadRegion = Callable[[float, float, int, int, float], RgbImage]
@@ -49,6 +51,8 @@ FIELDS_A_ROW = 2
 SUBPIXEL_BITS = 4
 DOT_RADIUS_PX = (1.1, 2.4)
 PAIR_GAP_PX = 4
+ARROW_FACTOR = 5
+CROSS_PX = 9
 
 OVERVIEW_PX = 1000
 MOST_NAMED = 60
@@ -253,13 +257,17 @@ def _draw_tumor_edge(image: RgbImage, tumor: Mask, field: Field) -> RgbImage:
 def registration_picture(
     he: RgbImage | None,
     ki67: RgbImage | None,
-    transform: RigidTransform | None,
+    transform: Transform | None,
     mpp: float,
     *,
+    check: PlaceCheck | None = None,
     title: str = "H&E and Ki-67",
     lines: Sequence[str] = (),
 ) -> RgbImage:
-    """The H&E carried onto the Ki-67 slide: both, and a checkerboard of both, in which edges should meet.
+    """Both sections on top of each other and in a checkerboard, as they were scanned and as they were registered.
+
+    In the first row the H&E is magenta, Ki-67 green and what they share gray. Arrows lead from where the transform puts
+    a place of the H&E to where its pattern was found; a cross is a place whose pattern was not found nearby.
 
     Parameters
     ----------
@@ -267,35 +275,84 @@ def registration_picture(
         RGB thumbnails at ``mpp``; None where there is none.
     transform
         From ``he`` to ``ki67``; without one the sections are shown as they are.
+    check
+        Places of which the local shift is known.
     title, lines
         What is written above the picture.
     """
     if he is None or ki67 is None:
         shown = [_fit_panel(image, mpp) for image in (he, ki67) if image is not None]
         return _page(title, lines, [_draw_scale_bar(panel, panel_mpp) for panel, panel_mpp in shown])
-    moved = he if transform is None else _carry(he, transform, mpp, ki67.shape[:2])
-    square_um = round_length_um(max(ki67.shape) * mpp / 5)
-    images = [moved, ki67] if transform is None else [moved, _checkerboard(moved, ki67, square_um / mpp), ki67]
-    panels = [_draw_scale_bar(*_fit_panel(image, mpp, PANEL_PX * 2 // 3)) for image in images]
-    names = (
-        ["H&E", "Ki-67"]
-        if transform is None
-        else ["H&E, carried over", f"both, in squares of {_length_words(square_um)}", "Ki-67"]
+    ki67, panel_mpp = _fit_panel(ki67, mpp)
+    he = _resized(he, mpp / panel_mpp)
+    square_um = round_length_um(max(ki67.shape) * panel_mpp / 5)
+    there = RigidTransform(np.eye(3), "he", "ki67")
+    columns = [_registration_panels("as they were scanned", he, ki67, there, panel_mpp, square_um)]
+    if transform is not None:
+        columns.append(_registration_panels("registered", he, ki67, transform, panel_mpp, square_um, check))
+    words = [f"Squares of the checkerboard are {_length_words(square_um)} wide."]
+    if transform is not None and check is not None and len(check.places_um):
+        words.append(f"Arrows are {ARROW_FACTOR} times as long as the local shifts; a cross: not found nearby.")
+    return _page(title, [*lines, *words], [_beside(columns)])
+
+
+def _registration_panels(
+    words: str,
+    he: RgbImage,
+    ki67: RgbImage,
+    transform: Transform,
+    mpp: float,
+    square_um: float,
+    check: PlaceCheck | None = None,
+) -> RgbImage:
+    """Overlay above checkerboard, with a line of text."""
+    moved = _carry(he, transform, mpp, ki67.shape)
+    overlay, board = _two_colours(moved, ki67), _checkerboard(moved, ki67, square_um / mpp)
+    if check is not None:
+        overlay = _draw_arrows(overlay, transform, check, mpp)
+    text = f"H&E (magenta) and Ki-67 (green), {words}"
+    return _above(
+        [
+            _text_block(overlay.shape[1], [(text, TEXT_PX)]),
+            _draw_scale_bar(overlay, mpp),
+            _draw_scale_bar(board, mpp),
+        ],
+        gap_px=PAIR_GAP_PX,
     )
-    titled = [
-        _above([_text_block(panel.shape[1], [(name, TEXT_PX)]), panel], gap_px=PAIR_GAP_PX)
-        for name, panel in zip(names, panels, strict=True)
-    ]
-    return _page(title, lines, [_beside(titled)])
 
 
-def _carry(image: RgbImage, transform: RigidTransform, mpp: float, shape: tuple[int, ...]) -> RgbImage:
+def _two_colours(he: RgbImage, ki67: RgbImage) -> RgbImage:
+    """One picture of both: what is dark on the H&E alone is magenta, on Ki-67 alone green."""
+    he_gray, ki67_gray = (_stretched(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)) for image in (he, ki67))
+    return np.stack([ki67_gray, he_gray, ki67_gray], axis=-1)
+
+
+def _stretched(gray: NDArray[Any]) -> NDArray[np.uint8]:
+    """Gray values from the darkest hundredth to the glass, so that a pale stain counts as much as a dark one."""
+    low, high = np.percentile(gray[::4, ::4], [1, 95])
+    return np.clip((gray.astype(np.float32) - low) * (255 / max(1.0, high - low)), 0, 255).astype(np.uint8)
+
+
+def _draw_arrows(image: RgbImage, transform: Transform, check: PlaceCheck, mpp: float) -> RgbImage:
+    drawn = image.copy()
+    start = transform.apply(check.places_um)
+    end = start + ARROW_FACTOR * (check.found_um - start)
+    for (x, y), tip, agrees in zip(start / mpp, end / mpp, check.agree, strict=True):
+        place, point = (round(float(x)), round(float(y))), (round(float(tip[0])), round(float(tip[1])))
+        for color, width in ((WHITE, 5), (INK, 2)):  # a white rim keeps it apart from dense tissue
+            if agrees:
+                cv2.arrowedLine(drawn, place, point, color, width, cv2.LINE_AA, tipLength=0.3)
+            else:
+                cv2.drawMarker(drawn, place, color, cv2.MARKER_TILTED_CROSS, CROSS_PX, width - 1, cv2.LINE_AA)
+    return drawn
+
+
+def _carry(image: RgbImage, transform: Transform, mpp: float, shape: tuple[int, ...]) -> RgbImage:
     """Warp an image into the transform's target; pixel centres lie at half pixels."""
-    linear = transform.matrix[:2, :2]
-    half = np.full(2, 0.5)
-    shift = linear @ half + transform.matrix[:2, 2] / mpp - half
-    matrix = np.column_stack([linear, shift])
-    warped = cv2.warpAffine(image, matrix, shape[::-1], flags=cv2.INTER_AREA, borderValue=WHITE)
+    x, y = np.meshgrid(np.arange(shape[1]) + 0.5, np.arange(shape[0]) + 0.5)
+    back = transform.inverse().apply(np.column_stack([x.ravel(), y.ravel()]) * mpp) / mpp - 0.5
+    across, down = (back[:, axis].reshape(x.shape).astype(np.float32) for axis in (0, 1))
+    warped = cv2.remap(image, across, down, cv2.INTER_LINEAR, borderValue=WHITE)
     return np.asarray(warped, dtype=np.uint8)
 
 
@@ -388,9 +445,13 @@ def _draw_indices(axes: Any, scored: pandas.DataFrame, cutoffs: Sequence[float],
 def _fit_panel(image: RgbImage, mpp: float, panel_px: int = PANEL_PX) -> tuple[RgbImage, float]:
     """The image at the size of a panel, and its microns per pixel then."""
     factor = panel_px / max(image.shape[:2])
+    return _resized(image, factor), mpp / factor
+
+
+def _resized(image: RgbImage, factor: float) -> RgbImage:
     size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
     kind = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(image, size, interpolation=kind), dtype=np.uint8), mpp / factor
+    return np.asarray(cv2.resize(image, size, interpolation=kind), dtype=np.uint8)
 
 
 def _fade(image: RgbImage) -> RgbImage:

@@ -1,34 +1,59 @@
-"""How far single places of two registered sections lie from each other.
+"""How far single places of two registered sections lie from each other, measured where no fit has looked.
 
-Squares of the H&E, spread over the tissue that both sections share, are sought again near where the transform puts them
-on the Ki-67 section, by normalised cross-correlation of density and edges. Elastix compares grey values at single
-pixels; this compares patterns, so it can judge what elastix found.
+The tissue is divided into squares like a chessboard, and two fits are made, each of which sees the squares of one
+colour only. Each square is sought on the Ki-67 section near where the fit that has not seen it puts it, by normalised
+cross-correlation of density and edges. Elastix compares grey values at single pixels; this compares patterns, so it can
+judge what elastix found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ki67.geometry import RigidTransform
-from ki67.landmarks import fit_rigid
-from ki67.section import FloatImage, Section, carry_back, edges
+from ki67.geometry import Points, Transform
+from ki67.section import BoolImage, FloatImage, Section, carry_back, edges
 
-SQUARE_UM = 480.0
+SIDE_UM = 480.0  # smaller squares are found again less often, larger ones are too few
+MOST_SQUARES = 200
 REACH_UM = 240.0  # serial sections differ by folds and stretch of up to about this
-SQUARES_ACROSS = 24
 FEWEST_TISSUE_SHARE = 0.5
-DISTINCT_GAP = 0.03  # by how much the best match of a square must exceed the second best
 DISTINCT_APART_UM = 64.0
-PLANNING_MPP = 32.0
+AGREEMENT_UM = 90.0  # by chance one place in nine is found this close to where it is expected
 FINE_PATTERN_UM = 8.0
 COARSE_PATTERN_UM = 16.0
-FIT_ROUNDS = 20
-FIT_SOFTNESS_UM = 5.0
+
+
+@dataclass(frozen=True)
+class Chessboard:
+    """A division of the H&E frame into squares of two colours, 0 and 1.
+
+    Attributes
+    ----------
+    side_um
+        Of a square.
+    """
+
+    side_um: float = SIDE_UM
+
+    def squares(self, colour: int, shape: tuple[int, ...], mpp: float) -> BoolImage:
+        """Pixels of the squares of one colour, ``(rows, columns)``."""
+        rows, columns = (np.floor((np.arange(length) + 0.5) * mpp / self.side_um).astype(int) for length in shape[:2])
+        return np.asarray((rows[:, None] + columns) % 2 == colour)
+
+    def centres_um(self, colour: int, tissue: BoolImage, mpp: float) -> Points:
+        """Centres ``(N, 2)`` of squares of one colour with enough tissue; evenly fewer where there are very many."""
+        height, width = (int(np.ceil(length * mpp / self.side_um)) for length in tissue.shape)
+        columns, rows = (grid.ravel() for grid in np.meshgrid(np.arange(width), np.arange(height)))
+        centres = (np.column_stack([columns, rows])[(rows + columns) % 2 == colour] + 0.5) * self.side_um
+        side_px = max(1, round(self.side_um / mpp))
+        share = cv2.boxFilter(tissue.astype(np.float32), -1, (side_px, side_px), borderType=cv2.BORDER_CONSTANT)
+        column, row = np.minimum((centres / mpp).astype(int), [tissue.shape[1] - 1, tissue.shape[0] - 1]).T
+        centres = centres[share[row, column] >= FEWEST_TISSUE_SHARE]
+        return centres[:: -(-len(centres) // MOST_SQUARES)] if len(centres) else centres
 
 
 @dataclass(frozen=True)
@@ -40,22 +65,18 @@ class LocalShifts:
     places_um
         float64 ``(N, 2)``, centres of the squares in the H&E frame.
     shifts_um
-        float64 ``(N, 2)``, Ki-67 frame: from where the transform puts each place to where its pattern was found.
-    weights
-        float64 ``(N,)``, by how much the best match exceeds the second best.
-    held_out
-        bool ``(N,)``, every other square, like the black ones of a chessboard: kept for judging a fit to the rest.
+        float64 ``(N, 2)``, H&E frame: from where a square lies to where its pattern was found on the Ki-67 section
+        carried back.
+    heights
+        float64 ``(N,)``, correlation of the best match, -1 to 1.
+    gaps
+        float64 ``(N,)``, by how much that exceeds the second best match.
     """
 
-    places_um: NDArray[np.float64]
-    shifts_um: NDArray[np.float64]
-    weights: NDArray[np.float64]
-    held_out: NDArray[np.bool_]
-
-    @property
-    def distinct(self) -> NDArray[np.bool_]:
-        """Squares found again without a doubt, ``(N,)``."""
-        return self.weights > DISTINCT_GAP
+    places_um: Points
+    shifts_um: Points
+    heights: NDArray[np.float64]
+    gaps: NDArray[np.float64]
 
     @property
     def lengths_um(self) -> NDArray[np.float64]:
@@ -63,8 +84,46 @@ class LocalShifts:
         return np.linalg.norm(self.shifts_um, axis=1)
 
 
-def measure_local_shifts(he: Section, ki67: Section, transform: RigidTransform) -> LocalShifts:
-    """Seek squares of the H&E section on the Ki-67 section near where ``transform`` puts them.
+@dataclass(frozen=True)
+class PlaceCheck:
+    """Where patterns of the tissue were found, against where fits that have not seen them expect them.
+
+    Attributes
+    ----------
+    places_um
+        float64 ``(N, 2)``, H&E frame.
+    expected_um, found_um
+        float64 ``(N, 2)``, Ki-67 frame: by the fit that has not seen the place, and by its pattern.
+    """
+
+    places_um: Points
+    expected_um: Points
+    found_um: Points
+
+    @property
+    def agree(self) -> BoolImage:
+        """Places found where they were expected, ``(N,)``."""
+        return np.asarray(np.linalg.norm(self.found_um - self.expected_um, axis=1) < AGREEMENT_UM)
+
+    def errors_um(self, transform: Transform) -> NDArray[np.float64]:
+        """How far ``transform`` puts the agreeing places from where they were found, ``(number of them,)``."""
+        agree = self.agree
+        return np.linalg.norm(transform.apply(self.places_um[agree]) - self.found_um[agree], axis=1)
+
+    def to_json(self) -> list[dict[str, float | bool]]:
+        """A record a place, in microns."""
+        columns = np.round(np.hstack([self.places_um, self.found_um]), 1).tolist()
+        names = ("he_x", "he_y", "ki67_x", "ki67_y")
+        return [
+            dict(zip(names, row, strict=True)) | {"agrees": bool(agrees)}
+            for row, agrees in zip(columns, self.agree, strict=True)
+        ]
+
+
+def measure_local_shifts(
+    he: Section, ki67: Section, transform: Transform, colour: int, board: Chessboard
+) -> LocalShifts:
+    """Seek the black squares of the H&E section on the Ki-67 section near where ``transform`` puts them.
 
     Parameters
     ----------
@@ -72,93 +131,52 @@ def measure_local_shifts(he: Section, ki67: Section, transform: RigidTransform) 
         At the same resolution.
     transform
         From the H&E to the Ki-67 frame.
+    board
+        Which squares are sought.
     """
-    found = []
-    for x_um, y_um, held_out in _squares(he, ki67, transform):
-        match = _match(he, ki67, transform, (x_um, y_um))
-        if match is not None:
-            found.append((x_um, y_um, *match, held_out))
-    table = np.array(found, dtype=np.float64).reshape(-1, 6)
-    return LocalShifts(
-        places_um=table[:, :2],
-        shifts_um=table[:, 2:4] @ transform.matrix[:2, :2].T,
-        weights=table[:, 4],
-        held_out=table[:, 5] > 0,
+    reach, half = round(REACH_UM / he.mpp), round(board.side_um / he.mpp / 2)
+    carried = carry_back(ki67.density, transform, he.mpp, he.tissue.shape)
+    there = carry_back(ki67.tissue, transform, he.mpp, he.tissue.shape) > 0.5
+    wide = half + reach + 1
+    squares, fields = (
+        [np.pad(pattern, wide) for pattern in _patterns(density, he.mpp)] for density in (he.density, carried)
     )
+    found = []
+    for x_um, y_um in board.centres_um(colour, he.tissue & there, he.mpp):
+        row, column = int(y_um / he.mpp) + wide, int(x_um / he.mpp) + wide
+        match = _match(squares, fields, (row, column), half, reach, max(1, round(DISTINCT_APART_UM / he.mpp)))
+        if match is not None:
+            found.append((x_um, y_um, match[0] * he.mpp, match[1] * he.mpp, *match[2:]))
+    table = np.array(found, dtype=np.float64).reshape(-1, 6)
+    return LocalShifts(table[:, :2], table[:, 2:4], table[:, 4], table[:, 5])
 
 
-def settle(transform: RigidTransform, shifts: LocalShifts) -> RigidTransform:
-    """The rigid transform that fits the distinct squares that are not held out; the one given where they are few.
-
-    Mutual information is satisfied with the part of the section that fits best; this spreads what a rigid transform
-    cannot follow over the whole section. Squares found in the wrong place weigh little: the fit minimises the sum of
-    distances, not of their squares, by iterative reweighting (Weiszfeld).
-    """
-    chosen = shifts.distinct & ~shifts.held_out
-    if np.count_nonzero(chosen) < 4:
-        return transform
-    source, trust = shifts.places_um[chosen], shifts.weights[chosen]
-    target = transform.apply(source) + shifts.shifts_um[chosen]
-    fitted, weights = transform, trust
-    for _ in range(FIT_ROUNDS):
-        matrix = fit_rigid(source, target, weights=weights, mirror=transform.mirror)
-        fitted = RigidTransform(matrix, transform.source, transform.target)
-        rest_um = np.linalg.norm(fitted.apply(source) - target, axis=1)
-        weights = trust / np.maximum(rest_um, FIT_SOFTNESS_UM)
-    return fitted
-
-
-def _squares(he: Section, ki67: Section, transform: RigidTransform) -> Iterator[tuple[float, float, bool]]:
-    """Centres in µm and chessboard colour of squares on a grid over the tissue that both sections have."""
-    he, ki67 = he.at(PLANNING_MPP), ki67.at(PLANNING_MPP)
-    tissue = he.tissue & (carry_back(ki67.tissue, transform, he.mpp, he.tissue.shape) > 0.5)
-    if not tissue.any():
-        return
-    side_px = round(SQUARE_UM / he.mpp)
-    share = cv2.boxFilter(tissue.astype(np.float32), -1, (side_px, side_px), borderType=cv2.BORDER_CONSTANT)
-    rows, columns = np.nonzero(tissue)
-    step_px = max(side_px * 2 // 3, int(np.sqrt(len(rows)) / SQUARES_ACROSS))
-    for i, row in enumerate(range(int(rows.min()) + step_px // 2, int(rows.max()) + 1, step_px)):
-        for j, column in enumerate(range(int(columns.min()) + step_px // 2, int(columns.max()) + 1, step_px)):
-            if share[row, column] >= FEWEST_TISSUE_SHARE:
-                yield (column + 0.5) * he.mpp, (row + 0.5) * he.mpp, (i + j) % 2 == 1
+def _patterns(density: FloatImage, mpp: float) -> list[FloatImage]:
+    """Density and edges at two scales."""
+    fine, coarse = FINE_PATTERN_UM / mpp, COARSE_PATTERN_UM / mpp
+    smooth = cv2.GaussianBlur(density, (0, 0), fine).astype(np.float32, copy=False)
+    return [smooth, edges(density, fine), edges(density, coarse)]
 
 
 def _match(
-    he: Section, ki67: Section, transform: RigidTransform, centre_um: tuple[float, float]
-) -> tuple[float, float, float] | None:
-    """Shift in x and y in µm of the H&E frame and distinctness of the best match of a square; none if it is plain."""
-    half, reach = round(SQUARE_UM / he.mpp / 2), round(REACH_UM / he.mpp)
-    squares = _patterns(he, RigidTransform(np.eye(3), "he", "he"), centre_um, half)
-    fields = _patterns(ki67, transform, centre_um, half + reach)
-    if any(np.ptp(square) <= 0 for square in squares):
+    squares: list[FloatImage], fields: list[FloatImage], centre: tuple[int, int], half: int, reach: int, apart: int
+) -> tuple[float, float, float, float] | None:
+    """Shift in x and y in pixels, height and gap of the best match of a square; none if it is plain."""
+    row, column = centre
+    wide = half + reach
+    square = [image[row - half : row + half + 1, column - half : column + half + 1] for image in squares]
+    field = [image[row - wide : row + wide + 1, column - wide : column + wide + 1] for image in fields]
+    if any(np.ptp(pattern) <= 0 for pattern in square):
         return None
     by_pattern = [
-        np.nan_to_num(cv2.matchTemplate(field, square, cv2.TM_CCOEFF_NORMED))
-        for field, square in zip(fields, squares, strict=True)
+        np.nan_to_num(cv2.matchTemplate(f, s, cv2.TM_CCOEFF_NORMED)) for f, s in zip(field, square, strict=True)
     ]
     scores: FloatImage = np.stack(by_pattern).mean(axis=0)
-    row, column = (int(index) for index in np.unravel_index(int(np.argmax(scores)), scores.shape))
-    best = float(scores[row, column])
-    x_px = column + _vertex(scores[row], column) - reach
-    y_px = row + _vertex(scores[:, column], row) - reach
-    apart = max(1, round(DISTINCT_APART_UM / he.mpp))
-    scores[max(0, row - apart) : row + apart + 1, max(0, column - apart) : column + apart + 1] = -1
-    return x_px * he.mpp, y_px * he.mpp, best - float(scores.max())
-
-
-def _patterns(
-    section: Section, transform: RigidTransform, centre_um: tuple[float, float], half_px: int
-) -> list[FloatImage]:
-    """Density and edges at two scales in a square of the H&E frame, ``half_px`` to each side of the centre's pixel."""
-    margin = round(4 * COARSE_PATTERN_UM / section.mpp)
-    side = 2 * (half_px + margin) + 1
-    corner_x_um, corner_y_um = ((np.floor(value / section.mpp) - half_px - margin) * section.mpp for value in centre_um)
-    density = carry_back(section.density, transform, section.mpp, (side, side), (corner_x_um, corner_y_um))
-    inner = slice(margin, side - margin)
-    fine, coarse = FINE_PATTERN_UM / section.mpp, COARSE_PATTERN_UM / section.mpp
-    patterns = (cv2.GaussianBlur(density, (0, 0), fine), edges(density, fine), edges(density, coarse))
-    return [np.ascontiguousarray(pattern[inner, inner], dtype=np.float32) for pattern in patterns]
+    y, x = (int(index) for index in np.unravel_index(int(np.argmax(scores)), scores.shape))
+    height = float(scores[y, x])
+    shift_x, shift_y = x + _vertex(scores[y], x) - reach, y + _vertex(scores[:, x], y) - reach
+    scores[max(0, y - apart) : y + apart + 1, max(0, x - apart) : x + apart + 1] = -1
+    return shift_x, shift_y, height, height - float(scores.max())
 
 
 def _vertex(values: NDArray[np.float32], peak: int) -> float:

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
 
 from ki67.errors import Ki67Error, Stain
 from ki67.geometry import Mask
 from ki67.landmarks import distances, fit_affine, fit_rigid
-from ki67.registration import FINEST_MPP, Registration, register
+from ki67.perturbation import perturb
+from ki67.registration import FINEST_MPP, Refine, Registration, register
 from ki67.slides import ImageReader
 from ki67.tissue import find_tissue
 
 COLUMNS = ("pair", "fixed", "moving", "fixed_landmarks", "moving_landmarks", "landmark_scale", "mpp")
 FEWEST_LANDMARKS = 3
+NEAR = 1.15  # times the best rigid fit
+CLOSE_UM = 10.0
 IMAGE_ERRORS = (OSError, UnidentifiedImageError, Image.DecompressionBombError)
 
 
@@ -72,49 +79,122 @@ def read_landmark_pairs(table: Path) -> Iterator[LandmarkPair]:
         )
 
 
-def evaluate_registration(pairs: Iterable[LandmarkPair]) -> dict[str, Any]:
+def evaluate_registration(
+    pairs: Iterable[LandmarkPair],
+    *,
+    perturbations: int = 0,
+    refine: Refine = "none",
+    workers: int = 1,
+) -> dict[str, Any]:
     """Register every pair and measure the distance between its landmarks.
+
+    Parameters
+    ----------
+    perturbations
+        How often each pair is registered again after its moving image was made harder
+        (:func:`ki67.perturbation.perturb`).
+    refine
+        What follows the rigid transform.
+    workers
+        Processes. Seconds are those of one registration among as many at a time.
 
     Returns
     -------
-    ``{"pairs": [...]}``, one record a pair as :func:`evaluate_pair` gives it.
+    ``{"pairs": [...], "perturbed": {...}}``: a record a pair as :func:`evaluate_pair` gives it, with those of its
+    perturbations as ``"perturbed"``; and how many of all perturbations did well.
     """
-    return {"pairs": [evaluate_pair(pair) for pair in pairs]}
+    records = []
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_use_one_thread) as pool:
+        for pair in pairs:
+            jobs = [pool.submit(evaluate_pair, pair, number, refine) for number in (None, *range(perturbations))]
+            shown = tqdm(jobs, desc=f"registering {pair.name}", unit="run", disable=perturbations == 0)
+            whole, *perturbed = [job.result() for job in shown]
+            records.append(whole | {"perturbed": perturbed})
+    return {"pairs": records, "perturbed": summarize([run for record in records for run in record["perturbed"]])}
 
 
-def evaluate_pair(pair: LandmarkPair) -> dict[str, Any]:
+def evaluate_pair(pair: LandmarkPair, perturbation: int | None = None, refine: Refine = "none") -> dict[str, Any]:
     """Register one pair; distances between landmarks in px and µm, null where registration gave no transform.
 
     Only landmarks inside both images count. The best rigid (mirror image allowed) and affine transforms are
     least-squares fits to these very landmarks, so no registration can be much better.
+
+    Parameters
+    ----------
+    perturbation
+        Number of the perturbation of the moving image; none for the image as it is.
     """
-    found = register_images(pair.fixed_rgb, pair.moving_rgb, pair.mpp)
-    inside = _inside(pair.fixed_landmarks_px, pair.fixed_rgb) & _inside(pair.moving_landmarks_px, pair.moving_rgb)
-    fixed, moving = pair.fixed_landmarks_px[inside], pair.moving_landmarks_px[inside]
+    moving_rgb, moving_px = pair.moving_rgb, pair.moving_landmarks_px
+    inside = _inside(pair.fixed_landmarks_px, pair.fixed_rgb) & _inside(moving_px, moving_rgb)
+    harder: dict[str, Any] = {}
+    if perturbation is not None:
+        perturbed = perturb(moving_rgb, moving_px, pair.mpp, (perturbation,))
+        moving_rgb, inside = perturbed.rgb, inside & perturbed.kept
+        moving_px = moving_px @ perturbed.matrix[:2, :2].T + perturbed.matrix[:2, 2]
+        names = ("angle_deg", "mirror", "cropped_share", "control_tissue")
+        harder = {"number": perturbation, **{f"given_{name}": getattr(perturbed, name) for name in names}}
+    fixed, moving = pair.fixed_landmarks_px[inside], moving_px[inside]
     if len(fixed) < FEWEST_LANDMARKS:
         raise Ki67Error(f"{pair.name}: {len(fixed)} landmarks lie inside both images; {FEWEST_LANDMARKS} are needed")
+    found = register_images(pair.fixed_rgb, moving_rgb, pair.mpp, refine=refine)
     diagonal_px = float(np.hypot(*pair.fixed_rgb.shape[:2]))
     return {
         "pair": pair.name,
+        **harder,
         **_errors(found, fixed, moving, pair.mpp, diagonal_px),
         "best_rigid_median_px": float(np.median(distances(fit_rigid(fixed, moving), fixed, moving))),
         "best_affine_median_px": float(np.median(distances(fit_affine(fixed, moving), fixed, moving))),
         "initial_median_px": float(np.median(distances(np.eye(3), fixed, moving))),
         "landmarks": len(fixed),
         **found.to_json(),
-        "perturbed": [],
     }
 
 
-def register_images(fixed_rgb: NDArray[np.uint8], moving_rgb: NDArray[np.uint8], mpp: float) -> Registration:
+def summarize(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of many registrations: which share came near the best rigid fit, and how the verdict fared.
+
+    A run is right if its median error is at most 1.15 times that of the best rigid fit. The estimated error is close if
+    it lies within a factor of 2, or 10 µm, of the median error.
+    """
+    right = [run["median_px"] is not None and run["median_px"] <= NEAR * run["best_rigid_median_px"] for run in runs]
+    accepted = [run["verdict"] == "accepted" for run in runs]
+    judged = [run for run in runs if run["median_um"] is not None and run["estimated_error_um"] is not None]
+    return {
+        "runs": len(runs),
+        "right": sum(right),
+        "not_right_but_accepted": sum(a and not r for a, r in zip(accepted, right, strict=True)),
+        "right_but_rejected": sum(r and run["verdict"] == "rejected" for r, run in zip(right, runs, strict=True)),
+        "right_but_doubtful": sum(r and run["verdict"] == "doubtful" for r, run in zip(right, runs, strict=True)),
+        "judged": len(judged),
+        "estimate_close": sum(_is_close(run["estimated_error_um"], run["median_um"]) for run in judged),
+    }
+
+
+def _is_close(estimate_um: float, error_um: float) -> bool:
+    return abs(estimate_um - error_um) <= CLOSE_UM or error_um / 2 <= estimate_um <= 2 * error_um
+
+
+def _use_one_thread() -> None:
+    cv2.setNumThreads(1)
+
+
+def register_images(
+    fixed_rgb: NDArray[np.uint8],
+    moving_rgb: NDArray[np.uint8],
+    mpp: float,
+    *,
+    mirror: bool = True,
+    refine: Refine = "none",
+) -> Registration:
     """Register two images as the workflow registers the thumbnails of two slides."""
     at_mpp = max(mpp, FINEST_MPP)
-    fixed, fixed_tissue = _seen_as_slide(fixed_rgb, mpp, at_mpp, "he")
-    moving, moving_tissue = _seen_as_slide(moving_rgb, mpp, at_mpp, "ki67")
-    return register(fixed, fixed_tissue, moving, moving_tissue, mpp=at_mpp)
+    fixed, fixed_tissue = seen_as_slide(fixed_rgb, mpp, at_mpp, "he")
+    moving, moving_tissue = seen_as_slide(moving_rgb, mpp, at_mpp, "ki67")
+    return register(fixed, fixed_tissue, moving, moving_tissue, mpp=at_mpp, mirror=mirror, refine=refine)
 
 
-def _seen_as_slide(rgb: NDArray[np.uint8], mpp: float, at_mpp: float, stain: Stain) -> tuple[NDArray[np.uint8], Mask]:
+def seen_as_slide(rgb: NDArray[np.uint8], mpp: float, at_mpp: float, stain: Stain) -> tuple[NDArray[np.uint8], Mask]:
+    """Thumbnail of an image at ``at_mpp`` and its tissue, as the workflow makes them of a slide."""
     thumbnail = ImageReader(rgb, "array", mpp=mpp, slide_id="", stain=stain).thumbnail(at_mpp)
     return thumbnail, find_tissue(thumbnail, at_mpp, stain).mask
 

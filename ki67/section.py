@@ -13,13 +13,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ki67.geometry import Mask, RigidTransform
+from ki67.geometry import Mask, RigidTransform, Transform
 from ki67.stain import optical_density
 
 FloatImage = NDArray[np.float32]
 BoolImage = NDArray[np.bool_]
 
 SURROUNDINGS_UM = 150.0  # what lies further from the tissue, such as pen or dust, is taken for glass
+PIXELS_AT_ONCE = 1_000_000
 LARGEST_DENSITY = 1.5  # folds and pigment are darker, and would outweigh everything else
 
 
@@ -83,11 +84,7 @@ class Section:
 
 
 def carry_back(
-    image: NDArray[np.float32] | BoolImage,
-    transform: RigidTransform,
-    mpp: float,
-    shape: tuple[int, int],
-    corner_um: tuple[float, float] = (0.0, 0.0),
+    image: NDArray[np.float32] | BoolImage, transform: Transform, mpp: float, shape: tuple[int, ...]
 ) -> FloatImage:
     """Resample an image of the transform's target frame on a grid of its source frame; outside the image is 0.
 
@@ -97,14 +94,27 @@ def carry_back(
         ``(rows, columns)`` at ``mpp``.
     shape
         Rows and columns of the result, also at ``mpp``.
-    corner_um
-        Top-left corner of the result in the source frame.
     """
-    half = np.array([0.5, 0.5])  # the centre of the first pixel
-    first = transform.apply(np.array([corner_um]) + half * mpp)[0] / mpp - half
-    affine = np.column_stack([transform.matrix[:2, :2], first])
-    flags = cv2.WARP_INVERSE_MAP | cv2.INTER_LINEAR
-    return _as_float(cv2.warpAffine(image.astype(np.float32, copy=False), affine, shape[::-1], flags=flags))
+    pixels = image.astype(np.float32, copy=False)
+    if isinstance(transform, RigidTransform):
+        half = np.array([0.5, 0.5])  # the centre of the first pixel
+        first = transform.apply(half[None] * mpp)[0] / mpp - half
+        affine = np.column_stack([transform.matrix[:2, :2], first])
+        flags = cv2.WARP_INVERSE_MAP | cv2.INTER_LINEAR
+        return _as_float(cv2.warpAffine(pixels, affine, shape[1::-1], flags=flags))
+    rows_at_once = max(1, PIXELS_AT_ONCE // max(1, shape[1]))
+    bands = [
+        _resampled(pixels, transform, mpp, (start, min(shape[0], start + rows_at_once)), shape[1])
+        for start in range(0, shape[0], rows_at_once)
+    ]
+    return np.concatenate(bands)
+
+
+def _resampled(pixels: FloatImage, transform: Transform, mpp: float, rows: tuple[int, int], width: int) -> FloatImage:
+    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(*rows) + 0.5)
+    there = (transform.apply(np.column_stack([x.ravel(), y.ravel()]) * mpp) / mpp - 0.5).astype(np.float32)
+    across, down = (there[:, axis].reshape(x.shape) for axis in (0, 1))
+    return _as_float(cv2.remap(pixels, across, down, cv2.INTER_LINEAR))
 
 
 def edges(density: FloatImage, sigma_px: float) -> FloatImage:

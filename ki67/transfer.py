@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ki67.errors import STAIN_NAMES, Finding, Flag, SlideError, Stain
-from ki67.geometry import Mask, RigidTransform, warp_mask
+from ki67.geometry import Mask, RigidTransform, Transform, warp_mask
 
 TumorSource = Literal["he", "ki67", "roi"]
 
@@ -47,7 +47,7 @@ def own_mask_finding(slide_id: str) -> Finding:
     return Finding(Flag.TUMOR_FROM_KI67, f"{slide_id}: {text}", "ki67")
 
 
-def carry_mask(tumor_he: Mask, transform: RigidTransform, tissue: Mask, size_um: tuple[float, float]) -> Mask:
+def carry_mask(tumor_he: Mask, transform: Transform, tissue: Mask, size_um: tuple[float, float]) -> Mask:
     """The H&E's tumour mask on the Ki-67 slide, where that has tissue.
 
     Parameters

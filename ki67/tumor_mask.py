@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ki67.geometry import Mask, RigidTransform
+from ki67.geometry import Mask, Transform
 from ki67.slides import Slide
 from ki67.transfer import TumorSource, carry_mask, region_mask, within
 
@@ -128,7 +128,7 @@ def carry_tumor_mask(
     settings: TumorSettings,
     *,
     tumor_he: Mask,
-    transform: RigidTransform,
+    transform: Transform,
     geojson: str | None = None,
 ) -> TumorMask:
     """The tumour of the H&E slide on the Ki-67 slide, inside the tissue and the drawn regions of the latter.

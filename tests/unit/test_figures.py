@@ -25,6 +25,7 @@ from ki67.figures import (
 )
 from ki67.geometry import Mask, RigidTransform
 from ki67.index import ki67_index, slide_record
+from ki67.local_shifts import PlaceCheck
 
 SIDE_UM = 1520.0  # two microns a pixel of a panel
 SLIDE = np.full((190, 190, 3), 230, dtype=np.uint8)  # at 8 µm/px
@@ -183,10 +184,10 @@ def blobs(seed: int = 3) -> np.ndarray:
     return image
 
 
-def first_and_last_panel(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    width, height = PANEL_PX * 2 // 3, round(PANEL_PX * 2 // 3 * 300 / 320)
-    panels = image[image.shape[0] - MARGIN_PX - height : image.shape[0] - MARGIN_PX - 50]
-    return panels[:, MARGIN_PX : MARGIN_PX + width], panels[:, -MARGIN_PX - width : -MARGIN_PX]
+def colourfulness(image: np.ndarray) -> float:
+    """How far the lower part of a picture, without text, is from gray."""
+    panels = image[150:].astype(int)
+    return float(np.abs(panels[..., 0] - panels[..., 1]).mean())
 
 
 def test_a_registration_picture_carries_the_section_over():
@@ -200,10 +201,14 @@ def test_a_registration_picture_carries_the_section_over():
     matrix = cv2.getAffineTransform(points.astype(np.float32), carried.astype(np.float32))
     ki67 = cv2.warpAffine(he, matrix, (320, 300), borderValue=(255, 255, 255))
     assert (ki67 < 255).any(axis=-1).sum() > 5000
-    moved, fixed = first_and_last_panel(registration_picture(he, ki67, truth, mpp))
-    assert np.abs(moved.astype(int) - fixed).mean() < 2
-    apart, fixed = first_and_last_panel(registration_picture(he, ki67, None, mpp))
-    assert np.abs(apart.astype(int) - fixed).mean() > 10
+    expected = truth.apply(points + 500)
+    check = PlaceCheck(points + 500, expected, expected + np.array([[20, 5], [0, 9], [300, 0]]))
+    alone = registration_picture(he, ki67, None, mpp)
+    both = registration_picture(he, ki67, truth, mpp, check=check)
+    before, after = both[:, : both.shape[1] // 2], both[:, both.shape[1] // 2 :]
+    assert colourfulness(before) > 5 * colourfulness(after)
+    assert colourfulness(alone) > 5 * colourfulness(after)
+    assert (both != registration_picture(he, ki67, truth, mpp)).any()  # arrows and their legend
 
 
 def test_a_single_stain_has_a_registration_picture_too():

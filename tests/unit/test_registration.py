@@ -10,10 +10,11 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from scipy.ndimage import gaussian_filter, map_coordinates
 
+from ki67.deformation import Deformation, DeformedTransform, Spline
 from ki67.elastix import Refinement, refine_rigid
 from ki67.geometry import Mask, RigidTransform, warp_mask
-from ki67.local_shifts import LocalShifts, measure_local_shifts, settle
-from ki67.registration import Registration, judge_shifts, register
+from ki67.local_shifts import Chessboard, PlaceCheck, measure_local_shifts
+from ki67.registration import Registration, judge, register, sane, settle
 from ki67.section import Section, carry_back
 
 MPP = 8.0
@@ -105,9 +106,7 @@ def test_rigid_fit_recovers_a_flipped_section(flipped, flipped_found):
     assert np.max(errors_um(flipped_found.transform, truth, pair[1])) < 8
 
 
-@pytest.mark.parametrize(
-    ("angle_deg", "mirror"), [(0.0, False), (47.0, False), (90.0, True), (133.0, False), (180.0, False), (-62.0, True)]
-)
+@pytest.mark.parametrize(("angle_deg", "mirror"), [(47.0, False), (180.0, False), (-62.0, True)])
 def test_any_angle_is_found(angle_deg, mirror):
     truth = truth_of(angle_deg, mirror)
     pair = drawn_pair(2, truth)
@@ -120,8 +119,11 @@ def test_estimated_error_and_overlap_are_those_of_a_good_fit(flipped_found):
     assert flipped_found.estimated_error_um < 10
     assert flipped_found.tissue_dice > 0.97
     assert flipped_found.ncc > 0.5
-    assert flipped_found.agreeing_places >= 6
-    assert f"{flipped_found.agreeing_places} of {flipped_found.places} places" in flipped_found.reason
+    agree = flipped_found.check.agree
+    assert agree.sum() >= 6
+    assert f"{agree.sum()} of {len(agree)} places" in flipped_found.reason
+    assert 0.98 < flipped_found.scale < 1.02
+    assert flipped_found.discord_um < 15
 
 
 def test_same_input_gives_the_same_transform_whatever_the_number_of_threads(flipped, flipped_found):
@@ -163,7 +165,7 @@ def test_control_tissue_and_a_missing_part_do_not_mislead():
     assert np.max(errors_um(found.transform, truth, he_tissue)) < 12
 
 
-@pytest.mark.parametrize("seed", [4, 5, 6])
+@pytest.mark.parametrize("seed", [4, 5])
 def test_a_different_section_is_rejected(seed):
     he_rgb, he_tissue, *_ = drawn_pair(seed, truth_of(0.0, mirror=False))
     *_, ki67_rgb, ki67_tissue = drawn_pair(seed + 50, truth_of(30.0, mirror=False))
@@ -245,50 +247,115 @@ def test_elastix_gives_nothing_where_the_sections_do_not_meet(flipped):
     assert refine_rigid(*sections(pair), away, Refinement(resolutions=1, iterations=5, samples=500)) is None
 
 
-def test_local_shifts_show_an_offset_where_it_is_and_settling_removes_it(flipped):
+def test_local_shifts_show_an_offset_where_it_is(flipped):
     truth, pair = flipped
     off = RigidTransform(truth.matrix + shift_by(40, -24), "he", "ki67")
     he, ki67 = sections(pair)
-    shifts = measure_local_shifts(he, ki67, off)
-    assert np.count_nonzero(shifts.distinct) > 10
-    np.testing.assert_allclose(np.median(shifts.shifts_um[shifts.distinct], axis=0), [-40, 24], atol=3)
-    assert pair[1].contains(shifts.places_um).mean() > 0.8
-    assert np.max(errors_um(settle(off, shifts), truth, pair[1])) < 5
+    for colour in (0, 1):
+        shifts = measure_local_shifts(he, ki67, off, colour, Chessboard())
+        assert len(shifts.places_um) >= 4
+        assert pair[1].contains(shifts.places_um).mean() > 0.7
+        found_um = off.apply(shifts.places_um + shifts.shifts_um) - off.apply(shifts.places_um)
+        np.testing.assert_allclose(np.median(found_um, axis=0), [-40, 24], atol=4)
 
 
-def shifts_of(agreeing, others, length_um=20.0, distinct=True):
+def test_squares_of_one_colour_are_those_that_a_fit_to_the_other_has_not_seen():
+    board, tissue = Chessboard(400.0), np.ones((100, 150), dtype=bool)
+    white, black = (board.squares(colour, tissue.shape, 16.0) for colour in (0, 1))
+    np.testing.assert_array_equal(white, ~black)
+    for colour, seen in ((0, white), (1, black)):
+        column, row = (board.centres_um(colour, tissue, 16.0) / 16).astype(int).T
+        assert len(row) == 12
+        assert seen[row, column].all()
+
+
+def test_settling_gives_back_a_rigid_transform_and_spreads_a_stretch(flipped):
+    truth, pair = flipped
+    he, ki67 = sections(pair)
+    near = RigidTransform(truth.matrix + shift_by(60, 30), "he", "ki67")
+    assert np.max(errors_um(settle(he, ki67, near, [truth]), truth, pair[1])) < 1e-6
+    centre = he.centre_um
+    stretch = np.array([[1.06, 0, -0.06 * centre[0]], [0, 1.06, -0.06 * centre[1]], [0, 0, 1]])
+    settled = settle(he, ki67, near, [DeformedTransform(truth, Deformation(stretch))])
+    assert np.linalg.norm(settled.apply(centre[None]) - truth.apply(centre[None])) < 20
+
+
+def checked(agreeing, others, length_um=20.0):
     count = agreeing + others
-    shifts = np.zeros((count, 2))
-    shifts[:, 0] = np.where(np.arange(count) < agreeing, length_um, 200.0)
-    return LocalShifts(np.zeros((count, 2)), shifts, np.full(count, 0.1 * distinct), np.ones(count, dtype=bool))
+    found = np.zeros((count, 2))
+    found[:, 0] = np.where(np.arange(count) < agreeing, length_um, 200.0)
+    return PlaceCheck(np.zeros((count, 2)), np.zeros((count, 2)), found)
+
+
+IDENTITY = RigidTransform(np.eye(3), "he", "ki67")
+AWAY = RigidTransform(np.eye(3) + np.array([[0, 0, 150.0], [0, 0, 0], [0, 0, 0]]), "he", "ki67")
 
 
 @pytest.mark.parametrize(
-    ("shifts", "verdict", "words"),
+    ("check", "verdict", "words"),
     [
-        (shifts_of(30, 3), "accepted", "30 of 33 places checked on the tissue lie within 120 µm of the fit"),
-        (shifts_of(6, 0), "accepted", "estimated error 20 µm"),
-        (shifts_of(4, 0), "accepted", "4 of 4"),
-        (shifts_of(3, 0), "doubtful", "too few to be sure"),
-        (shifts_of(5, 0, length_um=60.0), "doubtful", "too few to be sure"),
-        (shifts_of(14, 12), "doubtful", "too few to be sure"),
-        (shifts_of(30, 0, length_um=110.0), "doubtful", "the estimated error is 110 µm, more than 100 µm"),
-        (shifts_of(2, 0), "rejected", "only 2 of 2 places"),
-        (shifts_of(10, 30), "rejected", "only 10 of 40 places"),
-        (shifts_of(30, 0, distinct=False), "rejected", "no distinct structure in common"),
-        (shifts_of(0, 0), "rejected", "no distinct structure in common"),
+        (checked(30, 3), "accepted", "30 of 33 places of the tissue were found where they should be"),
+        (checked(10, 12), "accepted", "estimated error 20 µm"),
+        (checked(5, 1), "accepted", "5 of 6"),
+        (checked(3, 0), "doubtful", "too few to be sure"),
+        (checked(8, 15), "doubtful", "too few to be sure"),
+        (checked(2, 0), "rejected", "only 2 of 2 places"),
+        (checked(10, 40), "rejected", "only 10 of 50 places"),
+        (checked(0, 0), "rejected", "no structure in common"),
     ],
 )
-def test_verdict_follows_the_share_of_agreeing_places(shifts, verdict, words):
-    given, reason = judge_shifts(shifts)
+def test_verdict_follows_the_share_of_agreeing_places(check, verdict, words):
+    given, reason = judge(check, IDENTITY, 10.0, 1.0)
     assert given == verdict
     assert words in reason
 
 
-def test_places_that_took_part_in_the_fit_do_not_judge_it():
-    seen = shifts_of(30, 0)
-    seen = LocalShifts(seen.places_um, seen.shifts_um, seen.weights, np.zeros(30, dtype=bool))
-    assert judge_shifts(seen)[0] == "rejected"
+@pytest.mark.parametrize(
+    ("transform", "discord_um", "scale", "words"),
+    [
+        (AWAY, 10.0, 1.0, "the estimated error is 130 µm, more than 120 µm"),
+        (IDENTITY, 200.0, 1.0, "fits to two halves of the tissue lie 200 µm apart"),
+        (IDENTITY, 10.0, 1.25, "if the H&E is enlarged by a factor of 1.25; check the microns per pixel"),
+        (IDENTITY, 10.0, 0.8, "by a factor of 0.80"),
+    ],
+)
+def test_a_fit_that_agrees_but_is_strange_is_doubtful(transform, discord_um, scale, words):
+    given, reason = judge(checked(30, 0), transform, discord_um, scale)
+    assert given == "doubtful"
+    assert words in reason
+
+
+def test_a_deformation_that_folds_loses_its_spline_and_one_that_swells_is_refused(flipped):
+    he = sections(flipped[1])[0]
+    folding = Spline(np.random.default_rng(0).normal(0, 900, (2, 8, 8)), np.full(2, -1000.0), np.full(2, 700.0))
+    assert sane(Deformation(np.eye(3), folding), he) == Deformation(np.eye(3), None)
+    assert sane(Deformation(np.diag([1.5, 1.5, 1.0]), None), he) is None
+    assert sane(None, he) is None
+
+
+@pytest.mark.parametrize("refine", ["affine", "bspline"])
+def test_refinement_follows_a_section_that_is_stretched(refine):
+    truth = truth_of(30.0, mirror=False)
+    he_rgb, he_tissue, ki67_rgb, ki67_tissue = drawn_pair(8, truth)
+    wide = (round(ki67_rgb.shape[1] * 1.05), ki67_rgb.shape[0])
+    ki67_rgb = cv2.resize(ki67_rgb, wide, interpolation=cv2.INTER_AREA)
+    tissue = Mask(
+        cv2.resize(ki67_tissue.pixels.astype(np.uint8), wide, interpolation=cv2.INTER_NEAREST) > 0, MPP, "ki67"
+    )
+    found = register(he_rgb, he_tissue, ki67_rgb, tissue, mpp=MPP, refine=refine)
+    assert found.verdict == "accepted"
+    places = found.check.places_um
+    stretched = truth.apply(places) * [wide[0] / 370, 1.0]
+    refined = np.median(np.linalg.norm(found.transform.apply(places) - stretched, axis=1))
+    rigid = np.median(np.linalg.norm(found.transform.rigid.apply(places) - stretched, axis=1))
+    assert refined < 10
+    assert refined < 0.6 * rigid
+    assert found.to_json()["deformation"]["spline"] is None or refine == "bspline"
+
+
+def test_mirror_images_are_not_found_where_they_cannot_be(flipped):
+    found = register(*flipped[1], mpp=MPP, mirror=False)
+    assert found.verdict != "accepted"
 
 
 def test_coarser_pixels_keep_everything_in_place():
@@ -315,15 +382,17 @@ def test_glass_has_no_density_and_far_ink_counts_as_glass():
     assert section.density[5, 5] == 0
 
 
-@pytest.mark.parametrize("corner_um", [(0.0, 0.0), (160.0, 88.0)])
-def test_carrying_back_samples_where_the_transform_points(corner_um):
+@pytest.mark.parametrize("deformed", [False, True])
+def test_carrying_back_samples_where_the_transform_points(deformed):
     transform = RigidTransform.from_parameters(
         angle_deg=110.0, shift_um=(1900.0, 1100.0), mirror=True, source="he", target="ki67"
     )
+    if deformed:
+        transform = DeformedTransform(transform, Deformation(np.array([[1.1, 0.02, 5], [0, 0.9, -9], [0, 0, 1]])))
     ramp_um = np.tile((np.arange(300, dtype=np.float32) + 0.5) * 8, (300, 1))  # x of every pixel of the Ki-67 slide
-    back = carry_back(ramp_um, transform, 8.0, (60, 50), corner_um)
+    back = carry_back(ramp_um, transform, 8.0, (60, 50))
     rows, columns = np.mgrid[:60, :50]
-    points = np.column_stack([columns.ravel() + 0.5, rows.ravel() + 0.5]) * 8 + corner_um
+    points = np.column_stack([columns.ravel() + 0.5, rows.ravel() + 0.5]) * 8
     np.testing.assert_allclose(back.ravel(), transform.apply(points)[:, 0], atol=0.5)
 
 

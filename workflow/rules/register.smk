@@ -7,6 +7,8 @@ rule register:
         ki67=slide_file("ki67"),
     output:
         transform="results/{slide}/transform.json",
+        itk="results/{slide}/transform.tfm",
+        itk_volume="results/{slide}/transform_3d.tfm",
         picture=report(
             "results/{slide}/registration.png",
             caption="../report/registration.rst",

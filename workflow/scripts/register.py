@@ -2,6 +2,7 @@
 
 from ki67.errors import SlideError
 from ki67.figures import registration_picture
+from ki67.itk_transform import write_itk
 from ki67.provenance import stage_log, versions
 from ki67.registration import Registration, register
 from ki67.slides import open_slide
@@ -9,7 +10,8 @@ from ki67.storage import read_json, read_mask_png, write_image_png, write_json
 from ki67.transfer import registration_findings
 
 SLIDE, INPUT, OUTPUT = snakemake.wildcards.slide, snakemake.input, snakemake.output
-MPP, VERSIONS = snakemake.params.settings["mpp"], versions(("numpy", "SimpleITK-SimpleElastix"))
+SETTINGS, VERSIONS = snakemake.params.settings, versions(("numpy", "SimpleITK-SimpleElastix"))
+MPP = SETTINGS["mpp"]
 
 
 def find(stains: dict, thumbnails: dict) -> Registration:
@@ -21,7 +23,7 @@ def find(stains: dict, thumbnails: dict) -> Registration:
     if len(thumbnails) < 2:
         return Registration.not_applicable("there are no two slides that can be used")
     tissue = {stain: read_mask_png(INPUT[f"tissue_{stain}"], stains[stain]["tissue_mpp"], stain) for stain in stains}
-    return register(thumbnails["he"], tissue["he"], thumbnails["ki67"], tissue["ki67"], mpp=MPP)
+    return register(thumbnails["he"], tissue["he"], thumbnails["ki67"], tissue["ki67"], **SETTINGS)
 
 
 with stage_log(snakemake.log[0], stage="register", name=SLIDE) as log:
@@ -33,8 +35,9 @@ with stage_log(snakemake.log[0], stage="register", name=SLIDE) as log:
         found, findings = Registration.not_applicable("a slide cannot be decoded"), [error.finding]
     title = f"{SLIDE}: registration {found.verdict.replace('_', ' ')}"
     shown = (thumbnails.get(stain) for stain in ("he", "ki67"))
-    write_image_png(
-        OUTPUT.picture, registration_picture(*shown, found.transform, MPP, title=title, lines=[found.reason])
-    )
+    picture = registration_picture(*shown, found.transform, MPP, check=found.check, title=title, lines=[found.reason])
+    write_image_png(OUTPUT.picture, picture)
+    for path, dimension in ((OUTPUT.itk, 2), (OUTPUT.itk_volume, 3)):
+        write_itk(path, found.transform, dimension)
     log.note(f"{found.verdict}, {found.reason}")
     write_json(OUTPUT.transform, found.to_json() | {"findings": findings, "versions": VERSIONS})

@@ -1,7 +1,8 @@
 """The tumour mask of the Ki-67 slide: the H&E's, carried over, or its own."""
 
+from ki67.deformation import transform_from_json
 from ki67.errors import SlideError
-from ki67.geometry import Mask, RigidTransform
+from ki67.geometry import Mask
 from ki67.provenance import stage_log, versions
 from ki67.slides import open_slide
 from ki67.storage import read_json, read_mask_png, read_tumor_zarr, write_json, write_tumor_zarr
@@ -24,7 +25,7 @@ def find(check: dict) -> TumorMask:
         if source == "ki67":
             return make_tumor_mask(slide, tissue, SETTINGS, model=INPUT.model, **regions)
         he = read_tumor_zarr(INPUT.tumor_he, "he")
-        transform = RigidTransform.from_json(read_json(INPUT.transform))
+        transform = transform_from_json(read_json(INPUT.transform))
         return carry_tumor_mask(slide, tissue, SETTINGS, tumor_he=he, transform=transform, **regions)
 
 
