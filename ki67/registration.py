@@ -37,7 +37,7 @@ CANDIDATES = 6
 SELECTION = Refinement(resolutions=2, iterations=100, samples=2000)
 FINAL = Refinement(resolutions=3, iterations=200, samples=4000)
 DEFORMATION = Refinement(resolutions=3, iterations=(150, 150, 300), samples=(2000, 4000, 15000), reach_um=100.0)
-BLIND = Refinement(resolutions=3, iterations=150, samples=4000)
+BLIND = Refinement(resolutions=3, iterations=200, samples=5000, reach_um=150.0)
 SETTLED_PLACES = 6000
 SETTLE_ROUNDS = 25
 SANE_AREAS = (0.6, 1.6)  # by which a section may shrink or swell anywhere
@@ -174,7 +174,7 @@ def register(
     if deformation is not None and refine != "none":
         chosen = DeformedTransform(rigid, deformation if refine == "bspline" else Deformation(deformation.affine))
     scale = 1.0 if deformation is None else float(np.sqrt(abs(np.linalg.det(deformation.affine[:2, :2]))))
-    check, discord_um = check_places(he, ki67, rough, mpp)
+    check, discord_um = check_places(he, ki67, rigid, mpp)
     verdict, reason = judge(check, chosen, discord_um, scale)
     errors_um = check.errors_um(chosen)
     he, ki67 = he.at(QUALITY_MPP), ki67.at(QUALITY_MPP)
@@ -228,12 +228,12 @@ def sane(deformation: Deformation | None, he: Section) -> Deformation | None:
     return None
 
 
-def check_places(he: Section, ki67: Section, rough: RigidTransform, mpp: float) -> tuple[PlaceCheck, float]:
+def check_places(he: Section, ki67: Section, start: RigidTransform, mpp: float) -> tuple[PlaceCheck, float]:
     """Every square of the tissue, where a fit that has not seen it expects it and where its pattern lies.
 
     Parameters
     ----------
-    rough
+    start
         Where the fits begin.
     mpp
         Microns per pixel of what they compare.
@@ -246,8 +246,8 @@ def check_places(he: Section, ki67: Section, rough: RigidTransform, mpp: float) 
     coarse_he, coarse_ki67 = he.at(mpp), ki67.at(mpp)
     for colour in (0, 1):
         seen = board.squares(1 - colour, coarse_he.tissue.shape, mpp)
-        deformation = sane(find_deformation(coarse_he, coarse_ki67, rough, BLIND, spline=False, seen=seen), he)
-        fit = rough if deformation is None else DeformedTransform(rough, deformation)
+        deformation = sane(find_deformation(coarse_he, coarse_ki67, start, BLIND, spline=False, seen=seen), he)
+        fit = start if deformation is None else DeformedTransform(start, deformation)
         shifts = measure_local_shifts(he, ki67, fit, colour, board)
         fits.append(fit)
         parts.append((shifts.places_um, fit.apply(shifts.places_um), fit.apply(shifts.places_um + shifts.shifts_um)))

@@ -300,6 +300,8 @@ AWAY = RigidTransform(np.eye(3) + np.array([[0, 0, 150.0], [0, 0, 0], [0, 0, 0]]
         (checked(3, 0), "doubtful", "too few to be sure"),
         (checked(8, 15), "doubtful", "too few to be sure"),
         (checked(2, 0), "rejected", "only 2 of 2 places"),
+        (checked(6, 4, length_um=60.0), "rejected", "only 0 of 10 places"),
+        (checked(12, 8, length_um=60.0), "accepted", "12 of 20 places"),
         (checked(10, 40), "rejected", "only 10 of 50 places"),
         (checked(0, 0), "rejected", "no structure in common"),
     ],
@@ -328,7 +330,7 @@ def test_a_fit_that_agrees_but_is_strange_is_doubtful(transform, discord_um, sca
 def test_a_deformation_that_folds_loses_its_spline_and_one_that_swells_is_refused(flipped):
     he = sections(flipped[1])[0]
     folding = Spline(np.random.default_rng(0).normal(0, 900, (2, 8, 8)), np.full(2, -1000.0), np.full(2, 700.0))
-    assert sane(Deformation(np.eye(3), folding), he) == Deformation(np.eye(3), None)
+    assert sane(Deformation(np.eye(3), folding), he).spline is None
     assert sane(Deformation(np.diag([1.5, 1.5, 1.0]), None), he) is None
     assert sane(None, he) is None
 
@@ -353,9 +355,11 @@ def test_refinement_follows_a_section_that_is_stretched(refine):
     assert found.to_json()["deformation"]["spline"] is None or refine == "bspline"
 
 
-def test_mirror_images_are_not_found_where_they_cannot_be(flipped):
-    found = register(*flipped[1], mpp=MPP, mirror=False)
-    assert found.verdict != "accepted"
+@pytest.mark.parametrize("seed", [1, 23])
+def test_mirrored_sections_are_not_accepted_where_mirror_images_are_switched_off(seed):
+    found = register(*drawn_pair(seed, truth_of(-112.0, mirror=True)), mpp=MPP, mirror=False)
+    assert not found.transform.mirror
+    assert found.verdict == "rejected"
 
 
 def test_coarser_pixels_keep_everything_in_place():
