@@ -52,6 +52,14 @@ def write_itk(path: Path | str, transform: RigidTransform | DeformedTransform | 
         sitk.WriteTransform(as_itk(transform or identity, dimension), str(temporary))
 
 
+def write_itk_files(
+    plane: Path | str, volume: Path | str, transform: RigidTransform | DeformedTransform | None
+) -> None:
+    """Write the transform in two dimensions, and in three for programs that know volumes only."""
+    write_itk(plane, transform, 2)
+    write_itk(volume, transform, 3)
+
+
 def _affine(matrix: NDArray[np.float64], dimension: int) -> sitk.Transform:
     linear, shift = np.eye(dimension), np.zeros(dimension)
     linear[:2, :2], shift[:2] = matrix[:2, :2], matrix[:2, 2] / UM_PER_MM

@@ -2,7 +2,7 @@
 
 from ki67.errors import SlideError
 from ki67.figures import registration_picture
-from ki67.itk_transform import write_itk
+from ki67.itk_transform import write_itk_files
 from ki67.provenance import stage_log, versions
 from ki67.registration import Registration, register
 from ki67.slides import open_slide
@@ -11,7 +11,6 @@ from ki67.transfer import registration_findings
 
 SLIDE, INPUT, OUTPUT = snakemake.wildcards.slide, snakemake.input, snakemake.output
 SETTINGS, VERSIONS = snakemake.params.settings, versions(("numpy", "SimpleITK-SimpleElastix"))
-MPP = SETTINGS["mpp"]
 
 
 def find(stains: dict, thumbnails: dict) -> Registration:
@@ -19,7 +18,7 @@ def find(stains: dict, thumbnails: dict) -> Registration:
     for stain, record in stains.items():
         if record and record["usable"]:
             with open_slide(INPUT[stain], slide_id=SLIDE, stain=stain, mpp=record["mpp"]) as slide:
-                thumbnails[stain] = slide.thumbnail(MPP)
+                thumbnails[stain] = slide.thumbnail(SETTINGS["mpp"])
     if len(thumbnails) < 2:
         return Registration.not_applicable("there are no two slides that can be used")
     tissue = {stain: read_mask_png(INPUT[f"tissue_{stain}"], stains[stain]["tissue_mpp"], stain) for stain in stains}
@@ -34,10 +33,8 @@ with stage_log(snakemake.log[0], stage="register", name=SLIDE) as log:
     except SlideError as error:
         found, findings = Registration.not_applicable("a slide cannot be decoded"), [error.finding]
     title = f"{SLIDE}: registration {found.verdict.replace('_', ' ')}"
-    shown = (thumbnails.get(stain) for stain in ("he", "ki67"))
-    picture = registration_picture(*shown, found.transform, MPP, check=found.check, title=title, lines=[found.reason])
-    write_image_png(OUTPUT.picture, picture)
-    for path, dimension in ((OUTPUT.itk, 2), (OUTPUT.itk_volume, 3)):
-        write_itk(path, found.transform, dimension)
+    shown = thumbnails.get("he"), thumbnails.get("ki67"), found.transform, SETTINGS["mpp"]
+    write_image_png(OUTPUT.picture, registration_picture(*shown, check=found.check, title=title, lines=[found.reason]))
+    write_itk_files(OUTPUT.itk, OUTPUT.itk_volume, found.transform)
     log.note(f"{found.verdict}, {found.reason}")
     write_json(OUTPUT.transform, found.to_json() | {"findings": findings, "versions": VERSIONS})
