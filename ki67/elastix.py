@@ -56,9 +56,7 @@ class Refinement:
     grid_um: float = 1000.0
 
 
-def refine_rigid(
-    he: Section, ki67: Section, start: RigidTransform, how: Refinement, *, seen: BoolImage | None = None
-) -> RigidTransform | None:
+def refine_rigid(he: Section, ki67: Section, start: RigidTransform, how: Refinement) -> RigidTransform | None:
     """The rigid transform near ``start`` with the highest mutual information; none without overlap or contrast.
 
     The start, mirror image included, is the position and direction of the H&E image in space, so that elastix begins
@@ -69,10 +67,8 @@ def refine_rigid(
     ----------
     he, ki67
         At one resolution.
-    seen
-        Pixels of the H&E that may be compared, all if not given.
     """
-    compared = _compared(he, ki67, start, how.reach_um, seen)
+    compared = _compared(he, ki67, start, how.reach_um)
     if not _comparable(he, ki67, start, compared):
         return None
     he_window = _window(compared)

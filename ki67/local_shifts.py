@@ -23,7 +23,6 @@ REACH_UM = 240.0  # serial sections differ by folds and stretch of up to about t
 MANY_PLACES = 16
 CLOSE_AGREEMENT_UM = 45.0  # wrong partners agreed to 90 µm in 6 of 10 places, in 1 of 4 at most of 16 or more
 FEWEST_TISSUE_SHARE = 0.5
-DISTINCT_APART_UM = 64.0
 AGREEMENT_UM = 90.0  # by chance one place in nine is found this close to where it is expected
 FINE_PATTERN_UM = 8.0
 COARSE_PATTERN_UM = 16.0
@@ -69,21 +68,10 @@ class LocalShifts:
     shifts_um
         float64 ``(N, 2)``, H&E frame: from where a square lies to where its pattern was found on the Ki-67 section
         carried back.
-    heights
-        float64 ``(N,)``, correlation of the best match, -1 to 1.
-    gaps
-        float64 ``(N,)``, by how much that exceeds the second best match.
     """
 
     places_um: Points
     shifts_um: Points
-    heights: NDArray[np.float64]
-    gaps: NDArray[np.float64]
-
-    @property
-    def lengths_um(self) -> NDArray[np.float64]:
-        """Length of each shift, ``(N,)``."""
-        return np.linalg.norm(self.shifts_um, axis=1)
 
 
 @dataclass(frozen=True)
@@ -147,11 +135,11 @@ def measure_local_shifts(
     found = []
     for x_um, y_um in board.centres_um(colour, he.tissue & there, he.mpp):
         row, column = int(y_um / he.mpp) + wide, int(x_um / he.mpp) + wide
-        match = _match(squares, fields, (row, column), half, reach, max(1, round(DISTINCT_APART_UM / he.mpp)))
+        match = _match(squares, fields, (row, column), half, reach)
         if match is not None:
-            found.append((x_um, y_um, match[0] * he.mpp, match[1] * he.mpp, *match[2:]))
-    table = np.array(found, dtype=np.float64).reshape(-1, 6)
-    return LocalShifts(table[:, :2], table[:, 2:4], table[:, 4], table[:, 5])
+            found.append((x_um, y_um, match[0] * he.mpp, match[1] * he.mpp))
+    table = np.array(found, dtype=np.float64).reshape(-1, 4)
+    return LocalShifts(table[:, :2], table[:, 2:])
 
 
 def _patterns(density: FloatImage, mpp: float) -> list[FloatImage]:
@@ -162,9 +150,9 @@ def _patterns(density: FloatImage, mpp: float) -> list[FloatImage]:
 
 
 def _match(
-    squares: list[FloatImage], fields: list[FloatImage], centre: tuple[int, int], half: int, reach: int, apart: int
-) -> tuple[float, float, float, float] | None:
-    """Shift in x and y in pixels, height and gap of the best match of a square; none if it is plain."""
+    squares: list[FloatImage], fields: list[FloatImage], centre: tuple[int, int], half: int, reach: int
+) -> tuple[float, float] | None:
+    """Shift in x and y in pixels of the best match of a square; none if it is plain."""
     row, column = centre
     wide = half + reach
     square = [image[row - half : row + half + 1, column - half : column + half + 1] for image in squares]
@@ -176,10 +164,7 @@ def _match(
     ]
     scores: FloatImage = np.stack(by_pattern).mean(axis=0)
     y, x = (int(index) for index in np.unravel_index(int(np.argmax(scores)), scores.shape))
-    height = float(scores[y, x])
-    shift_x, shift_y = x + _vertex(scores[y], x) - reach, y + _vertex(scores[:, x], y) - reach
-    scores[max(0, y - apart) : y + apart + 1, max(0, x - apart) : x + apart + 1] = -1
-    return shift_x, shift_y, height, height - float(scores.max())
+    return x + _vertex(scores[y], x) - reach, y + _vertex(scores[:, x], y) - reach
 
 
 def _vertex(values: NDArray[np.float32], peak: int) -> float:
