@@ -56,14 +56,16 @@ def draw_fields(
     mpp: Annotated[float, typer.Option(min=0.1, max=2.0, help="Microns per pixel.")] = 0.5,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     nuclei_from: Annotated[Path | None, typer.Option(help="Dataset of instances whose nuclei are re-stained.")] = None,
+    tissue_from: Annotated[list[Path] | None, typer.Option(help="H&E dataset whose tissue is re-stained.")] = None,
+    teacher: Annotated[Path | None, typer.Option(help="Network that finds the nuclei of tissue_from.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; all processors if not given.")] = None,
 ) -> None:
     """Draw training fields into a new dataset folder."""
-    from ki67.training.drawn import FieldOptions
+    from ki67.training.drawn import FieldOptions, Sources
     from ki67.training.drawn import draw_fields as draw
 
     options = FieldOptions(kind=kind.value, count=count, size_px=size_px, mpp=mpp, seed=seed)
-    draw(options, out, nuclei_from=nuclei_from, workers=workers)
+    draw(options, out, sources=Sources(nuclei_from, tuple(tissue_from or ()), teacher), workers=workers)
 
 
 @app.command()

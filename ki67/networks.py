@@ -200,6 +200,27 @@ def initialize_encoder(module: nn.Module, spec: NetworkSpec, source: str) -> str
     return f"The {encoder} encoder starts from the ImageNet weights of smp-hub/{encoder}.imagenet."
 
 
+def initialize_network(module: nn.Module, spec: NetworkSpec, folder: Path) -> str:
+    """Give a module all weights of the trained network in a folder, and say so in one sentence.
+
+    Raises
+    ------
+    Ki67Error
+        If it is of another architecture, or its weights cannot be read.
+    """
+    other = read_spec(folder)
+    if (other.architecture, other.classes) != (spec.architecture, spec.classes):
+        raise Ki67Error(
+            f"network {folder.name}: its {other.architecture} of {len(other.classes)} classes cannot be the start "
+            f"of a {spec.architecture} of {len(spec.classes)}; leave start_from out, or name another"
+        )
+    try:
+        module.load_state_dict(safetensors.torch.load_file(folder / "weights.safetensors"))
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        raise Ki67Error(f"network {folder.name}: weights.safetensors is missing or damaged; fetch it again") from error
+    return f"It starts from the weights of the network {other.name} (sha256 {other.sha256[:12]})."
+
+
 def _load_encoder(module: nn.Module, path: Path, encoder: str) -> None:
     try:
         if path.suffix == ".safetensors":

@@ -158,16 +158,37 @@ def read_images(dataset: Dataset, spec: NetworkSpec) -> list[AnnotatedImage]:
             f"dataset {dataset.name}: its instances have no classes (no folder classes), so the network {spec.name} of "
             "positive and negative nuclei cannot be trained on it directly; draw fields with its nuclei re-stained"
         )
+    return [_read_image(dataset, path, spec) for path in image_paths(dataset)]
+
+
+def image_paths(dataset: Dataset) -> list[Path]:
+    """The images of a dataset, in the order of their names.
+
+    Raises
+    ------
+    Ki67Error
+        If there are none.
+    """
     paths = sorted(path for path in (dataset.folder / "images").glob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
     if not paths:
         raise Ki67Error(f"dataset {dataset.name}: no images in its folder images; add some or leave the dataset out")
-    return [_read_image(dataset, path, spec) for path in paths]
+    return paths
+
+
+def read_rgb(dataset: Dataset, path: Path, mpp: float) -> NDArray[np.uint8]:
+    """One image uint8 ``(H, W, 3)`` at so many microns per pixel.
+
+    Raises
+    ------
+    Ki67Error
+        If it cannot be read.
+    """
+    bgr = _read_pixels(dataset, path, cv2.IMREAD_COLOR)
+    return _resampled(np.ascontiguousarray(bgr[..., ::-1]), dataset.mpp / mpp)
 
 
 def _read_image(dataset: Dataset, path: Path, spec: NetworkSpec) -> AnnotatedImage:
-    bgr = _read_pixels(dataset, path, cv2.IMREAD_COLOR)
-    factor = dataset.mpp / spec.mpp
-    rgb = _resampled(np.ascontiguousarray(bgr[..., ::-1]), factor)
+    rgb = read_rgb(dataset, path, spec.mpp)
     try:
         target, nuclei = _READERS[dataset.kind](dataset, path.stem, rgb.shape[:2], spec.mpp)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -7,7 +7,7 @@ may have, so that a network trained on them holds on slides it has never seen.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +17,10 @@ import numpy as np
 import yaml
 from joblib import Parallel, cpu_count, delayed  # type: ignore[import-untyped]
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from ki67.errors import Ki67Error, Stain
+from ki67.networks import Predictor, load_network
 from ki67.phantom.artifacts import PENS, Artifacts, Disc, Line
 from ki67.phantom.layout import Layout
 from ki67.phantom.look import random_look
@@ -26,7 +28,9 @@ from ki67.phantom.nuclei import Section, logit_for
 from ki67.phantom.paint import Painting, paint
 from ki67.phantom.textures import Noise
 from ki67.storage import whole
+from ki67.training.datasets import image_paths, read_dataset, read_rgb
 from ki67.training.restained import RealField, nucleus_stamps, real_field, restain
+from ki67.training.stained_tissue import Tissue, read_tissue, stain_tissue
 
 FieldKind = Literal["nuclei", "tumor_he", "tumor_ki67"]
 
@@ -72,10 +76,11 @@ class Field:
 
 @dataclass(frozen=True)
 class RealNuclei:
-    """Real nuclei to draw with: whole fields, and single nuclei as pictures for the painter."""
+    """Real nuclei to draw with: whole fields, single nuclei as pictures for the painter, and H&E tissue by dataset."""
 
     fields: list[RealField]
     stamps: NDArray[np.float32]
+    tissues: tuple[tuple[Tissue, ...], ...] = ()
 
 
 @lru_cache(maxsize=1)
@@ -104,9 +109,12 @@ def read_real_nuclei(folder: Path) -> RealNuclei:
 def draw_field(options: FieldOptions, index: int, real: RealNuclei | None = None) -> Field:
     """Draw field ``index`` of a dataset; the same arguments give the same field.
 
-    With ``real`` nuclei, half of the fields are real fields in new colours, half are drawn tissue with real nuclei.
+    With ``real`` nuclei, half of the fields are real fields in new colours, half are drawn tissue with real nuclei;
+    with tissues, three fifths are of these and the others half and half.
     """
     rng = np.random.default_rng([options.seed, _KIND_SEEDS[options.kind], 0 if real is None else 1, index])
+    if real is not None and real.tissues and rng.random() < 0.6:
+        return _stained_tissue(rng, options, real.tissues)
     if real is not None and rng.random() < 0.5:
         return _restained(rng, options, real)
     painting = _random_painting(rng, options, None if real is None else real.stamps)
@@ -122,6 +130,25 @@ def _restained(rng: np.random.Generator, options: FieldOptions, real: RealNuclei
     result = restain(real.fields, look, _random_fraction(rng), options.size_px, mpp, rng)
     labels, classes = _instances(result.labels, result.positive)
     return Field(degrade(result.rgb, rng), labels=labels, classes=classes)
+
+
+def _stained_tissue(
+    rng: np.random.Generator, options: FieldOptions, tissues: tuple[tuple[Tissue, ...], ...]
+) -> Field:
+    """A square of tissue, each dataset as often as any other, and each image of one as often as its area asks for."""
+    images = tissues[int(rng.integers(len(tissues)))]
+    areas = np.array([image.labels.size for image in images], dtype=np.float64)
+    tissue = images[int(rng.choice(len(images), p=areas / areas.sum()))]
+    look = replace(
+        random_look(rng, "ki67"),
+        nucleus_strength=float(np.exp(rng.uniform(np.log(0.25), np.log(1.5)))),
+        dab_median=float(np.exp(rng.uniform(np.log(0.3), np.log(2.5)))),
+    )
+    # Magnified more than reduced: tumour nuclei may be twice as wide as those of lymph nodes.
+    mpp = options.mpp * float(np.exp(rng.uniform(np.log(0.55), np.log(1.15))))
+    result = stain_tissue(tissue, look, _random_fraction(rng), options.size_px, mpp, rng)
+    classes = {number + 1: int(kind) for number, kind in enumerate(result.classes)}
+    return Field(degrade(result.rgb, rng), labels=result.labels.astype(np.uint16), classes=classes)
 
 
 def _random_mpp(rng: np.random.Generator, options: FieldOptions) -> float:
@@ -230,55 +257,116 @@ def degrade(rgb: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint
     return np.ascontiguousarray(decoded[..., ::-1], dtype=np.uint8)
 
 
+@dataclass(frozen=True)
+class Sources:
+    """Real images that fields of kind ``nuclei`` are made from; without any, all nuclei are drawn.
+
+    Attributes
+    ----------
+    nuclei_from
+        An ``instances`` dataset of one nuclear stain, whose nuclei are stained anew.
+    tissue_from
+        H&E datasets whose tissue is stained anew; the ``teacher`` finds its nuclei.
+    teacher
+        Folder of a five-class network.
+    """
+
+    nuclei_from: Path | None = None
+    tissue_from: tuple[Path, ...] = ()
+    teacher: Path | None = None
+
+
+def read_tissues(folder: Path, teacher: Predictor, mpp: float) -> tuple[Tissue, ...]:
+    """The tissue of all images of an H&E dataset, at so many microns per pixel.
+
+    Raises
+    ------
+    Ki67Error
+        If the folder holds no image with a nucleus.
+    """
+    dataset = read_dataset(folder)
+    paths = image_paths(dataset)
+    tissues = [
+        read_tissue(read_rgb(dataset, path, mpp), mpp, teacher)
+        for path in tqdm(paths, desc=f"nuclei of {dataset.name}", unit="image")
+    ]
+    if not (known := tuple(tissue for tissue in tissues if tissue is not None)):
+        raise Ki67Error(f"{folder.name}: no nucleus was found in its images; give a dataset of H&E images")
+    return known
+
+
+def _read_sources(sources: Sources, options: FieldOptions) -> RealNuclei | None:
+    if sources == Sources():
+        return None
+    if options.kind != "nuclei":
+        raise Ki67Error(f"nuclei of a dataset can be re-stained in fields of kind nuclei only, not {options.kind}")
+    if sources.nuclei_from is None:
+        raise Ki67Error("tissue_from needs nuclei_from beside it; name a dataset of kind instances")
+    if bool(sources.tissue_from) != (sources.teacher is not None):
+        raise Ki67Error("tissue_from needs a teacher, and a teacher tissue_from; name both or neither")
+    real = read_real_nuclei(sources.nuclei_from)
+    if sources.teacher is None:
+        return real
+    teacher = load_network(sources.teacher, precision="bfloat16")
+    return replace(real, tissues=tuple(read_tissues(path, teacher, options.mpp) for path in sources.tissue_from))
+
+
 def draw_fields(
-    options: FieldOptions, folder: Path, *, nuclei_from: Path | None = None, workers: int | None = None
+    options: FieldOptions, folder: Path, *, sources: Sources | None = None, workers: int | None = None
 ) -> None:
     """Write a dataset folder of drawn fields (``images``, ``labels`` and ``classes`` or ``masks``, ``dataset.yaml``).
 
     Parameters
     ----------
-    nuclei_from
-        An ``instances`` dataset whose real nuclei are re-stained instead of drawing nuclei.
+    sources
+        Real images to make fields of kind ``nuclei`` from.
     workers
         Processes; the number of processors where it is ``None``. The result does not depend on it.
 
     Raises
     ------
     Ki67Error
-        If the folder already holds files, or ``nuclei_from`` is no dataset of instances.
+        If the folder already holds files, or a source cannot serve.
     """
     if folder.exists() and any(folder.iterdir()):
         raise Ki67Error(f"{folder.name} is not empty; name a new folder for the drawn fields")
-    if nuclei_from is not None and options.kind != "nuclei":
-        raise Ki67Error(f"nuclei of a dataset can be re-stained in fields of kind nuclei only, not {options.kind}")
-    if nuclei_from is not None:
-        read_real_nuclei(nuclei_from)
+    sources = sources or Sources()
+    real = _read_sources(sources, options)
     with whole(folder) as partial_folder:
         for part in ("images", "labels", "classes") if options.kind == "nuclei" else ("images", "masks"):
             (partial_folder / part).mkdir(parents=True)
         # Not the pool of the standard library: its processes would run a Snakemake script, being __main__, once more.
-        parallel = Parallel(n_jobs=workers or cpu_count())
-        parallel(delayed(_write_field)(options, nuclei_from, partial_folder, index) for index in range(options.count))
-        text = yaml.safe_dump(_description(options, nuclei_from), sort_keys=False)
+        # Its processes share arrays above the size given.
+        parallel = Parallel(n_jobs=workers or cpu_count(), max_nbytes="100K", return_as="generator_unordered")
+        drawn = parallel(delayed(_write_field)(options, real, partial_folder, index) for index in range(options.count))
+        for _ in tqdm(drawn, total=options.count, desc=f"fields of {options.kind}", unit="field"):
+            pass
+        text = yaml.safe_dump(_description(options, sources), sort_keys=False)
         (partial_folder / "dataset.yaml").write_text(text, encoding="utf-8")
 
 
-def _description(options: FieldOptions, nuclei_from: Path | None) -> dict[str, Any]:
+def _origin(sources: Sources) -> str:
+    if sources.nuclei_from is None:
+        return "drawn"
+    tissue = "".join(f", tissue of {path.name}" for path in sources.tissue_from)
+    return f"nuclei of {sources.nuclei_from.name}{tissue}, re-stained"
+
+
+def _description(options: FieldOptions, sources: Sources) -> dict[str, Any]:
     """What dataset.yaml says."""
     is_nuclei = options.kind == "nuclei"
     return {
         "kind": "instances" if is_nuclei else "tumor",
         "stain": options.stain,
         "mpp": options.mpp,
-        "origin": "drawn" if nuclei_from is None else f"nuclei of {nuclei_from.name}, re-stained",
+        "origin": _origin(sources),
         "seed": options.seed,
         "licence": "CC0",
-    } | ({"classes": {1: "positive", 2: "negative"}} if is_nuclei else {})
+    } | ({"classes": {1: "positive", 2: "negative", 3: "left out"}} if is_nuclei else {})
 
 
-def _write_field(options: FieldOptions, nuclei_from: Path | None, folder: Path, index: int) -> None:
+def _write_field(options: FieldOptions, real: RealNuclei | None, folder: Path, index: int) -> None:
     cv2.setNumThreads(1)  # fields are drawn side by side
-    real = None if nuclei_from is None else read_real_nuclei(nuclei_from)
     field, name = draw_field(options, index, real), f"{index:06d}"
     fast = [cv2.IMWRITE_PNG_COMPRESSION, 1]
     cv2.imwrite(str(folder / "images" / f"{name}.png"), field.rgb[..., ::-1], fast)

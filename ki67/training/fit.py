@@ -33,6 +33,7 @@ from ki67.networks import (
     choose_device,
     computes_bfloat16,
     initialize_encoder,
+    initialize_network,
     normalization,
     save_network,
     write_whole,
@@ -72,6 +73,8 @@ class FitOptions:
         Decay of the moving average of the weights, which is what is kept.
     encoder_weights
         ``imagenet``, ``none`` or a file; see ``ki67.networks.initialize_encoder``.
+    start_from
+        Folder of a trained network to go on from; then ``encoder_weights`` does not matter.
     validation_share
         Share of each dataset's groups that is held out.
     dataset_shares
@@ -99,6 +102,7 @@ class FitOptions:
     weight_decay: float = 1e-2
     averaging: float = 0.995
     encoder_weights: str = "imagenet"
+    start_from: str = ""
     validation_share: float = 0.1
     dataset_shares: dict[str, float] = field(default_factory=dict)
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -282,6 +286,12 @@ def learning_rate_factor(step: int, steps: int, warmup_steps: int) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + float(np.cos(np.pi * min(1.0, progress))))
 
 
+def _first_weights(module: nn.Module, options: FitOptions) -> str:
+    if options.start_from:
+        return initialize_network(module, options.spec, Path(options.start_from))
+    return initialize_encoder(module, options.spec, options.encoder_weights)
+
+
 class _Training:
     """The state of one training, which a checkpoint holds."""
 
@@ -297,7 +307,7 @@ class _Training:
         self.training = training
         self.device = choose_device(options.device)
         self.module = channels_last(build_network(options.spec), self.device)
-        self.start = initialize_encoder(self.module, options.spec, options.encoder_weights)
+        self.start = _first_weights(self.module, options)
         log.info("%s: %s", options.spec.name, self.start)
         self.average = channels_last(build_network(options.spec), self.device).eval()
         self.average.load_state_dict(self.module.state_dict())

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
 from ki67.phantom.look import Look
-from ki67.phantom.nuclei import dab_amounts, unmasked_hematoxylin
+from ki67.phantom.nuclei import unmasked_hematoxylin
 from ki67.phantom.paint import STAMP_REACH, develop, expose
 from ki67.phantom.textures import Floats, Noise, fibre_texture, mottle_texture, sample_texture
 
@@ -115,8 +115,7 @@ def restain(
     positive = rng.random(count) < 1 / (1 + np.exp(-odds[group]))
     if fraction in (0.0, 1.0):
         positive[:] = fraction == 1.0
-    uniform = rng.random((2, count), dtype=np.float32)
-    dab = dab_amounts(look, positive, rng.standard_normal(count, dtype=np.float32), uniform[0], uniform[1])
+    dab = nuclear_dab(look, positive, rng)
     spread = np.exp(0.15 * rng.standard_normal(count, dtype=np.float32))
     hematoxylin = 0.55 * look.nucleus_strength * spread * unmasked_hematoxylin(dab)
     # The blurred skirt of a nucleus has the colour of the nucleus, fading into that of the ground.
@@ -131,6 +130,19 @@ def restain(
     ground[..., 2] += brown
     rgb = expose(develop(ground, look, mpp), look, (int(rng.integers(2**31)), int(rng.integers(2**31))))
     return Restained(rgb, labels, positive)
+
+
+def nuclear_dab(look: Look, positive: NDArray[np.bool_], rng: np.random.Generator) -> Floats:
+    """DAB in each nucleus: from faint to saturated if positive; in negative ones a share of what positive ones have.
+
+    A slide with strong DAB has a brown shade on its negative nuclei that would be a weak positive on a pale slide.
+    """
+    normal, uniform = rng.standard_normal(len(positive)), rng.random(len(positive))
+    strong = look.dab_median * np.exp(look.dab_spread * normal)
+    lowest = max(0.13, 0.22 * look.dab_median)
+    shade = float(rng.uniform(0, 0.12)) * look.dab_median * float(rng.random() < 0.7)
+    negative = np.minimum(shade * np.exp(0.4 * normal) + 0.04 * uniform**3, 0.7 * lowest)
+    return np.where(positive, np.clip(strong, lowest, 3.5), negative).astype(np.float32)
 
 
 def _soft(gains: Floats) -> Floats:
