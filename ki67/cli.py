@@ -25,6 +25,14 @@ class FieldKindName(StrEnum):
     TUMOR_KI67 = "tumor_ki67"
 
 
+class AnnotationForm(StrEnum):
+    """Forms in which annotated nuclei are found."""
+
+    SHIDC = "shidc"
+    BCDATA = "bcdata"
+    QUPATH = "qupath"
+
+
 class PrecisionName(StrEnum):
     """In which numbers a network computes."""
 
@@ -127,6 +135,60 @@ def calibrate(
     calibrate_folder(model, datasets)
 
 
+@app.command("import-annotations")
+def import_annotations(
+    form: Annotated[AnnotationForm, typer.Argument(help="How they are stored: see docs/training.md.")],
+    source: Annotated[Path, typer.Argument(help="Folder with the images and their annotations.")],
+    out: Annotated[Path, typer.Argument(help="New dataset folder.")],
+    mpp: Annotated[float, typer.Option(min=0.05, max=2.0, help="Microns per pixel of the images.")],
+    licence: Annotated[str, typer.Option(help="Licence of the images and annotations.")] = "",
+    use: Annotated[str, typer.Option(help="What they may be used for, such as: training allowed.")] = "",
+    part: Annotated[list[str] | None, typer.Option(help="Only images in subfolders of this name.")] = None,
+) -> None:
+    """Make a dataset folder of nuclei annotated in QuPath, or published as SHIDC-B-Ki-67 or BCData."""
+    from ki67.training.annotation_import import import_annotations as write
+    from ki67.training.targets import NEGATIVE, OTHER, POSITIVE
+
+    written = write(form.value, source, out, mpp=mpp, licence=licence, use=use, parts=part or ())
+    positive, negative, other = (written.nuclei[kind] for kind in (POSITIVE, NEGATIVE, OTHER))
+    typer.echo(
+        f"{out}: {written.images} images of {written.groups} groups (kind {written.kind}), {positive} positive, "
+        f"{negative} negative and {other} other nuclei"
+    )
+
+
+@app.command("fine-tune")
+def fine_tune(
+    datasets: Annotated[list[Path], typer.Argument(help="Folders of annotated images.")],
+    out: Annotated[Path, typer.Option(help="Folder for the network.")],
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long it takes, about.")] = 10.0,
+    steps: Annotated[int | None, typer.Option(min=1, help="This many steps instead of minutes.")] = None,
+    start_from: Annotated[
+        Path | None, typer.Option(help="Folder of a network; resources/models/nuclei of this project if not given.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    allow_unlicensed: Annotated[
+        bool, typer.Option("--allow-unlicensed", help="Even if their use does not allow training; share no weights.")
+    ] = False,
+) -> None:
+    """Let a trained network go on learning from annotated fields of your own; goes on where it was stopped."""
+    from ki67.training.fine_tuning import SHIPPED_NUCLEI
+    from ki67.training.fine_tuning import fine_tune as train
+
+    fitted = train(
+        datasets,
+        out,
+        start_from=start_from or SHIPPED_NUCLEI,
+        minutes=minutes,
+        steps=steps,
+        seed=seed,
+        allow_unlicensed=allow_unlicensed,
+    )
+    for name, value in fitted.scores.items():
+        typer.echo(f"{name}\t{value:.3f}")
+    typer.echo(f"{fitted.steps} steps in {fitted.seconds:.0f} s; to use it, set models.{fitted.spec.name}: {out}/")
+
+
 @evaluate.command("stain")
 def evaluate_stain(
     sources: Annotated[
@@ -147,6 +209,40 @@ def evaluate_stain(
         typer.echo("\t".join(str(row[name]) for name in ("folder", "expected", *columns)))
     if out:
         write_json(out, result)
+
+
+@evaluate.command("nuclei")
+def evaluate_nuclei(
+    datasets: Annotated[list[Path], typer.Argument(help="Dataset folders of kind nuclei or instances.")],
+    model: Annotated[Path | None, typer.Option(help="Folder of a model; the shipped one if absent.")] = None,
+    method: Annotated[str, typer.Option(help="As nuclei.method in the config.")] = "unet_resnet34",
+    out: Annotated[Path | None, typer.Option(help="JSON file for all results; of several datasets a list.")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Folder for the best, median and worst field.")] = None,
+    changes: Annotated[bool, typer.Option("--changes", help="Other stain, focus, scale and compression too.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[PrecisionName, typer.Option(help="In which numbers.")] = PrecisionName.AUTO,
+) -> None:
+    """How well nuclei are found and told apart on annotated fields, and how far the index is off."""
+    from ki67.accuracy_report import accuracy_table, evaluate_changes, evaluate_with_pictures
+    from ki67.detectors import load_detector
+    from ki67.storage import write_image_png, write_json
+
+    detector = load_detector(method, model, device=device, precision=precision.value)
+    records = []
+    for folder in datasets:
+        record, drawn = evaluate_with_pictures(folder, detector)
+        record |= {"method": method, "model": detector.identity}
+        if changes:
+            record["changes"] = evaluate_changes(folder, detector, record)
+            for name, changed in record["changes"].items():
+                moves = ", ".join(f"{kind} {value:+.3f}" for kind, value in changed["f1_moves"].items())
+                typer.echo(f"{record['dataset']}\t{name}\t{moves}\trmse {changed['rmse']:.3f}")
+        for name, picture in drawn.items() if pictures else ():
+            write_image_png((pictures or Path()) / f"{record['dataset']}_{method}_{name}.png", picture)
+        records.append(record)
+    typer.echo(accuracy_table(records))
+    if out:
+        write_json(out, records[0] if len(records) == 1 else {"evaluations": records})
 
 
 @evaluate.command("registration")

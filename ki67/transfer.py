@@ -16,6 +16,19 @@ from ki67.geometry import Mask, RigidTransform, Transform, warp_mask
 
 TumorSource = Literal["he", "ki67", "roi"]
 
+EXCLUDING = (
+    "exclude",
+    "excluded",
+    "ignore",
+    "in situ",
+    "carcinoma in situ",
+    "dcis",
+    "necrosis",
+    "artefact",
+    "artifact",
+)
+"""Classes of polygons, in any case and with or without QuPath's asterisk, inside of which nothing is counted."""
+
 
 def tumor_source(
     check: Mapping[str, Any], tumor_he: Mapping[str, Any], transform: Mapping[str, Any]
@@ -80,12 +93,15 @@ def within(mask: Mask, other: Mask) -> Mask:
 def region_mask(
     geojson: str, *, shape: tuple[int, int], mpp: float, level0_mpp: float, slide_id: str, stain: Stain
 ) -> Mask:
-    """The polygons of a GeoJSON text, in pixels of level 0, as a mask.
+    """The polygons of a GeoJSON text, in pixels of level 0, as a mask, without those that exclude.
+
+    Where all polygons exclude, the mask is all the rest of the slide.
 
     Parameters
     ----------
     geojson
-        Geometry, feature, collection of features or list of them, as QuPath exports annotations.
+        Geometry, feature, collection of features or list of them, as QuPath exports annotations. A polygon excludes if
+        its class, or its name where it has no class, is one of ``EXCLUDING``.
     shape, mpp
         Of the result.
     level0_mpp
@@ -102,13 +118,29 @@ def region_mask(
         polygons = []
     if not polygons:
         raise region_error(Flag.UNREADABLE, slide_id, stain, "holds no polygon; export it from QuPath as GeoJSON")
+    included, excluded = (
+        _filled([rings for rings, excludes in polygons if excludes == which], shape, level0_mpp / mpp)
+        for which in (False, True)
+    )
+    if all(excludes for _, excludes in polygons):
+        included[:] = 1
+    return Mask((included > 0) & (excluded == 0), mpp, stain)
+
+
+def draws_regions(geojson: str) -> bool:
+    """Whether a text that ``region_mask`` can read holds a polygon that does not exclude."""
+    return any(not excludes for _, excludes in _polygons(json.loads(geojson)))
+
+
+def _filled(polygons: list[Sequence[Any]], shape: tuple[int, int], scale: float) -> NDArray[np.uint8]:
+    """1 in the polygons and outside of their holes."""
     pixels = np.zeros(shape, dtype=np.uint8)
     for exterior, *holes in polygons:
         region = np.zeros(shape, dtype=np.uint8)
-        cv2.fillPoly(region, [_ring_px(exterior, level0_mpp / mpp)], 1)
-        cv2.fillPoly(region, [_ring_px(hole, level0_mpp / mpp) for hole in holes], 0)
+        cv2.fillPoly(region, [_ring_px(exterior, scale)], 1)
+        cv2.fillPoly(region, [_ring_px(hole, scale) for hole in holes], 0)
         pixels |= region
-    return Mask(pixels.astype(bool), mpp, stain)
+    return pixels
 
 
 def read_regions(given: bool, path: Path | str | None, *, slide_id: str, stain: Stain) -> str | None:
@@ -134,17 +166,24 @@ def region_error(flag: Flag, slide_id: str, stain: Stain, text: str) -> SlideErr
     return SlideError(Finding(flag, f"{slide_id}: roi_{stain} of the {STAIN_NAMES[stain]} slide {text}", stain))
 
 
-def _polygons(item: Any) -> Iterator[Sequence[Any]]:
-    """Rings of every polygon at any depth of a GeoJSON value."""
+def _polygons(item: Any, excludes: bool = False) -> Iterator[tuple[Sequence[Any], bool]]:
+    """Rings of every polygon at any depth of a GeoJSON value, and whether it excludes."""
     if isinstance(item, list):
         for one in item:
-            yield from _polygons(one)
-    elif item["type"] == "Polygon":
-        yield item["coordinates"]
+            yield from _polygons(one, excludes)
+        return
+    excludes = excludes or _excludes(item.get("properties") or {})
+    if item["type"] == "Polygon":
+        yield item["coordinates"], excludes
     elif item["type"] == "MultiPolygon":
-        yield from item["coordinates"]
+        yield from ((rings, excludes) for rings in item["coordinates"])
     else:
-        yield from _polygons(item.get("features") or item.get("geometries") or item.get("geometry") or [])
+        yield from _polygons(item.get("features") or item.get("geometries") or item.get("geometry") or [], excludes)
+
+
+def _excludes(properties: dict[str, Any]) -> bool:
+    named = (properties.get("classification") or {}).get("name") or properties.get("name") or ""
+    return str(named).strip().rstrip("*").lower() in EXCLUDING
 
 
 def _ring_px(ring: Sequence[Any], scale: float) -> NDArray[np.int32]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ki67.geometry import Mask, Transform
 from ki67.slides import Slide
-from ki67.transfer import TumorSource, carry_mask, region_mask, within
+from ki67.transfer import TumorSource, carry_mask, draws_regions, region_mask, within
 
 if TYPE_CHECKING:
     from ki67.networks import Precision
@@ -117,7 +117,7 @@ def make_tumor_mask(
     allowed = tissue
     if geojson is not None:
         allowed = _within_regions(slide, tissue, geojson, settings.mask_mpp)
-        if settings.regions == "tumor":
+        if settings.regions == "tumor" and draws_regions(geojson):
             return TumorMask(allowed, "roi")
     return _segment(slide, allowed, settings, Path(model).parent, Path(coarse_model).parent if coarse_model else None)
 
@@ -151,7 +151,7 @@ def carry_tumor_mask(
     """
     if geojson is not None:
         tissue = _within_regions(slide, tissue, geojson, settings.mask_mpp)
-        if settings.regions == "tumor":
+        if settings.regions == "tumor" and draws_regions(geojson):
             return TumorMask(tissue, "roi")
     return TumorMask(carry_mask(tumor_he, transform, tissue, slide.size_um), "he")
 

@@ -18,12 +18,21 @@ import yaml
 from numpy.typing import NDArray
 
 from ki67.errors import Ki67Error
-from ki67.networks import NetworkSpec
-from ki67.training.targets import IGNORED, NEGATIVE, OTHER, POSITIVE, discs, five_class_target, tumor_target
+from ki67.networks import WHOLE_NUCLEUS_CLASSES, NetworkSpec
+from ki67.training.targets import (
+    IGNORED,
+    NEGATIVE,
+    OTHER,
+    POSITIVE,
+    discs,
+    five_class_target,
+    tumor_target,
+    without_membranes,
+)
 
 NUCLEUS_RADIUS_UM = 3.5
 """Of the discs that stand for nuclei of which only the centre is known; breast tumour nuclei are 7 to 12 µm wide."""
-_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 _CLASS_OF_NAME = {"positive": POSITIVE, "negative": NEGATIVE}
 _KINDS_OF_NETWORK = {"nuclei": ("instances", "nuclei"), "tumor": ("tumor",)}
 
@@ -98,6 +107,9 @@ class AnnotatedImage:
     nuclei: NDArray[np.float64]
 
 
+_Annotation = tuple[NDArray[np.uint8], NDArray[np.float64]]
+
+
 def read_dataset(folder: Path) -> Dataset:
     """What ``dataset.yaml`` says.
 
@@ -169,7 +181,7 @@ def image_paths(dataset: Dataset) -> list[Path]:
     Ki67Error
         If there are none.
     """
-    paths = sorted(path for path in (dataset.folder / "images").glob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
+    paths = sorted(path for path in (dataset.folder / "images").glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
         raise Ki67Error(f"dataset {dataset.name}: no images in its folder images; add some or leave the dataset out")
     return paths
@@ -184,20 +196,66 @@ def read_rgb(dataset: Dataset, path: Path, mpp: float) -> NDArray[np.uint8]:
         If it cannot be read.
     """
     bgr = _read_pixels(dataset, path, cv2.IMREAD_COLOR)
-    return _resampled(np.ascontiguousarray(bgr[..., ::-1]), dataset.mpp / mpp)
+    return resampled(np.ascontiguousarray(bgr[..., ::-1]), dataset.mpp / mpp)
+
+
+def read_roi(dataset: Dataset, stem: str, shape: tuple[int, int]) -> NDArray[np.bool_] | None:
+    """Where the nuclei of an image are annotated, as ``roi_masks/<stem>.png`` says.
+
+    Parameters
+    ----------
+    stem
+        Name of the image without suffix.
+    shape
+        Rows and columns of the image as it is used; the mask is brought to it.
+
+    Returns
+    -------
+    bool ``(H, W)`` or None
+        None where there is no such file: then everywhere.
+
+    Raises
+    ------
+    Ki67Error
+        If the file is there and cannot be read.
+    """
+    path = dataset.folder / "roi_masks" / f"{stem}.png"
+    if not path.exists():
+        return None
+    return np.asarray(_fitted(_read_pixels(dataset, path, cv2.IMREAD_GRAYSCALE), shape) >= 128, dtype=bool)
 
 
 def _read_image(dataset: Dataset, path: Path, spec: NetworkSpec) -> AnnotatedImage:
     rgb = read_rgb(dataset, path, spec.mpp)
-    try:
-        target, nuclei = _READERS[dataset.kind](dataset, path.stem, rgb.shape[:2], spec.mpp)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Ki67Error(
-            f"dataset {dataset.name}: the annotation of image {path.stem} does not have the form of kind "
-            f"{dataset.kind} ({error!r:.80}); correct or remove it"
-        ) from error
+    target, nuclei = read_annotation(dataset, path.stem, rgb.shape[:2], spec.mpp)
+    if spec.classes == WHOLE_NUCLEUS_CLASSES:
+        target = without_membranes(target)
     group = dataset.groups.get(path.stem, path.stem)
     return AnnotatedImage(dataset.name, path.stem, f"{dataset.name}/{group}", rgb, target, nuclei)
+
+
+def read_annotation(dataset: Dataset, stem: str, shape: tuple[int, int], mpp: float) -> _Annotation:
+    """Target and nuclei of an image, as in ``AnnotatedImage``.
+
+    Parameters
+    ----------
+    stem
+        Name of the image without its suffix.
+    shape
+        Its rows and columns at ``mpp``.
+
+    Raises
+    ------
+    Ki67Error
+        If the annotation is missing or does not have the form of the dataset's kind.
+    """
+    try:
+        return _READERS[dataset.kind](dataset, stem, shape, mpp)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Ki67Error(
+            f"dataset {dataset.name}: the annotation of image {stem} does not have the form of kind {dataset.kind} "
+            f"({error!r:.80}); correct or remove it"
+        ) from error
 
 
 def _read_pixels(dataset: Dataset, path: Path, flags: int) -> NDArray[Any]:
@@ -209,7 +267,8 @@ def _read_pixels(dataset: Dataset, path: Path, flags: int) -> NDArray[Any]:
     return pixels
 
 
-def _resampled(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
+def resampled(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
+    """An image ``(H, W, 3)`` so many times as large: averaged when it shrinks, cubic when it grows."""
     height, width = image.shape[:2]
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     if size == (width, height):
@@ -225,14 +284,28 @@ def _fitted(image: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
     return cv2.resize(image, shape[::-1], interpolation=cv2.INTER_NEAREST)
 
 
-_Annotation = tuple[NDArray[np.uint8], NDArray[np.float64]]
+def read_labels(dataset: Dataset, stem: str, shape: tuple[int, int]) -> tuple[NDArray[np.uint16], dict[int, int]]:
+    """Instances of an image of a dataset of kind ``instances``.
+
+    Returns
+    -------
+    labels
+        uint16 ``(H, W)`` of the shape asked for: 0 or the number of the nucleus.
+    classes
+        Number of a nucleus to its class.
+
+    Raises
+    ------
+    Ki67Error
+        If a file is missing or unreadable.
+    """
+    labels = _read_pixels(dataset, dataset.folder / "labels" / f"{stem}.png", cv2.IMREAD_UNCHANGED)
+    record = _read_json(dataset, dataset.folder / "classes" / f"{stem}.json")
+    return _fitted(labels.astype(np.uint16), shape), {int(number): int(kind) for number, kind in record.items()}
 
 
 def _read_instances(dataset: Dataset, stem: str, shape: tuple[int, int], mpp: float) -> _Annotation:
-    labels = _read_pixels(dataset, dataset.folder / "labels" / f"{stem}.png", cv2.IMREAD_UNCHANGED)
-    labels = _fitted(labels.astype(np.uint16), shape)
-    record = _read_json(dataset, dataset.folder / "classes" / f"{stem}.json")
-    classes = {int(number): int(kind) for number, kind in record.items()}
+    labels, classes = read_labels(dataset, stem, shape)
     return five_class_target(labels, classes, membrane_px=_membrane_px(mpp)), _centers(labels, classes)
 
 
@@ -257,10 +330,11 @@ def _read_centroids(dataset: Dataset, stem: str, shape: tuple[int, int], mpp: fl
     labels = discs(nuclei[:, :2], shape, NUCLEUS_RADIUS_UM / mpp)
     classes = {index + 1: int(kind) for index, kind in enumerate(nuclei[:, 2])}
     target = five_class_target(labels, classes, membrane_px=_membrane_px(mpp))
-    roi = dataset.folder / "roi_masks" / f"{stem}.png"
-    if roi.exists():
-        target[_fitted(_read_pixels(dataset, roi, cv2.IMREAD_GRAYSCALE), shape) < 128] = IGNORED
-    return target, nuclei
+    return _within_roi(target, read_roi(dataset, stem, shape)), nuclei
+
+
+def _within_roi(target: NDArray[np.uint8], roi: NDArray[np.bool_] | None) -> NDArray[np.uint8]:
+    return target if roi is None else np.where(roi, target, np.uint8(IGNORED))
 
 
 def _class_of(entry: dict[str, Any], names: dict[int, str]) -> int:

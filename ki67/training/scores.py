@@ -6,24 +6,17 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
-from scipy.spatial.distance import cdist
 from sklearn.metrics import roc_auc_score
 
-from ki67.networks import STRIDE_PX, Predictor
-from ki67.nuclei import extract_nuclei
+from ki67.extraction import extract_nuclei, with_membranes
+from ki67.matching import match_points
+from ki67.networks import Predictor
+from ki67.networks import predict_image as predict_image  # asked for here too
 from ki67.training.datasets import AnnotatedImage
 from ki67.training.targets import IGNORED, NEGATIVE, OTHER, POSITIVE
 
 MATCH_UM = 4.0
 """Farthest that a found nucleus may lie from an annotated one: half the width of a small tumour nucleus."""
-
-
-def predict_image(network: Predictor, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Probabilities 0-255 ``(C, H, W)`` of a whole image ``(H, W, 3)``, mirrored at its edges to a fitting size."""
-    height, width = rgb.shape[:2]
-    padded = np.pad(rgb, ((0, -height % STRIDE_PX), (0, -width % STRIDE_PX), (0, 0)), mode="symmetric")
-    return network.predict_levels(padded[None], 0)[0, :, :height, :width]
 
 
 def score_nuclei(network: Predictor, images: list[AnnotatedImage]) -> dict[str, float]:
@@ -77,13 +70,7 @@ def score_tumor(network: Predictor, images: list[AnnotatedImage]) -> dict[str, f
 
 def match_counts(found: NDArray[np.float64], known: NDArray[np.float64], radius_px: float) -> NDArray[np.float64]:
     """True positives, false positives and false negatives of points ``(N, 2+)`` matched one to one within a radius."""
-    matched = 0
-    if len(found) and len(known):
-        distance = cdist(found[:, :2], known[:, :2])
-        # Pairs out of reach cost more than any number of pairs within reach, so that they are only left-overs.
-        cost = np.where(distance <= radius_px, distance, radius_px * 1e3)
-        rows, columns = linear_sum_assignment(cost)
-        matched = int((distance[rows, columns] <= radius_px).sum())
+    matched = len(match_points(found[:, :2], known[:, :2], radius_px)[0])
     return np.array([matched, len(found) - matched, len(known) - matched], dtype=np.float64)
 
 
@@ -119,7 +106,7 @@ def _pixel_f1(confusion: NDArray[np.int64], classes: tuple[str, ...]) -> Iterato
 
 def _found_nuclei(probabilities: NDArray[np.uint8], image: AnnotatedImage, mpp: float) -> NDArray[np.float64]:
     """Found nuclei ``(N, 3)`` as in ``AnnotatedImage.nuclei``, those about which nothing is known left out."""
-    nuclei = extract_nuclei(probabilities, mpp=mpp)
+    nuclei = extract_nuclei(with_membranes(probabilities), mpp=mpp)
     kinds = np.where(nuclei.positive, POSITIVE, NEGATIVE)
     found = np.column_stack([nuclei.x_px, nuclei.y_px, kinds])
     height, width = image.target.shape

@@ -13,6 +13,7 @@ from ki67.geometry import Mask, RigidTransform
 from ki67.transfer import (
     carry_mask,
     own_mask_finding,
+    draws_regions,
     read_regions,
     region_mask,
     registration_findings,
@@ -93,6 +94,33 @@ def test_regions_of_every_form_of_geojson_are_read_with_their_holes(form: str) -
     assert mask.pixels[17, 17]
     assert not mask.pixels[12, 12]
     assert mask.area_mm2 == pytest.approx((20**2 - 8**2 + 10**2) * 1e-6, rel=0.25)
+
+
+def feature(left: int, side: int, name: str | None) -> dict[str, object]:
+    geometry = {"type": "Polygon", "coordinates": [square(left, 0, side)]}
+    properties = {"classification": {"name": name}} if name else {}
+    return {"type": "Feature", "geometry": geometry, "properties": properties}
+
+
+def drawn_mask(*features: dict[str, object]) -> Mask:
+    return region_mask(json.dumps(features), shape=(20, 20), mpp=2.0, level0_mpp=0.5, slide_id="S01", stain="ki67")
+
+
+@pytest.mark.parametrize("name", ["Exclude", "exclude", "Ignore*", "In situ", "DCIS"])
+def test_polygons_that_exclude_are_taken_from_the_others(name: str) -> None:
+    mask = drawn_mask(feature(0, 40, "Tumor"), feature(20, 40, name))
+    assert mask.pixels[5, 2]
+    assert not mask.pixels[5, 7]
+    assert not mask.pixels[5, 12]
+
+
+def test_where_all_polygons_exclude_the_rest_of_the_slide_is_left() -> None:
+    features = [feature(0, 40, "exclude")]
+    mask = drawn_mask(*features)
+    assert not mask.pixels[5, 5]
+    assert mask.pixels[15, 15]
+    assert not draws_regions(json.dumps(features))
+    assert draws_regions(json.dumps([*features, feature(0, 40, None)]))
 
 
 @pytest.mark.parametrize("text", ["", "{}", "no json", '{"type": "Point", "coordinates": [1, 2]}', "[1]", "null"])

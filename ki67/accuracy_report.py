@@ -1,0 +1,96 @@
+"""What an evaluation of nuclei shows to people: a table, pictures of fields, and what changes of fields do to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ki67.evaluation_fields import EvaluationField
+from ki67.evaluation_figures import error_picture
+from ki67.extraction import Nuclei
+from ki67.field_changes import CHANGES
+from ki67.nuclei_evaluation import (
+    KINDS,
+    MATCH_UM,
+    Detects,
+    FieldResult,
+    evaluate_nuclei,
+    f1_scores,
+    joint_index_scores,
+)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    score: float
+    name: str
+    picture: NDArray[np.uint8]
+
+
+def evaluate_with_pictures(folder: Path, detector: Detects) -> tuple[dict[str, Any], dict[str, NDArray[np.uint8]]]:
+    """``evaluate_nuclei``, and pictures of the best, the median and the worst field by F1 of detection."""
+    shown: list[_Shown] = []
+
+    def draw(field: EvaluationField, nuclei: Nuclei, result: FieldResult) -> None:
+        score = f1_scores(result.counts["detection"])["f1"]
+        title = f"{result.name}: detection F1 {score:.2f}, index {result.found_index:.0%} of {result.known_index:.0%}"
+        shown.append(_Shown(score, result.name, error_picture(field, nuclei, MATCH_UM / detector.mpp, title)))
+
+    record = evaluate_nuclei(folder, detector, on_field=draw)
+    ranked = sorted((entry for entry in shown if not np.isnan(entry.score)), key=lambda entry: -entry.score)
+    places = {"best": 0, "median": len(ranked) // 2, "worst": len(ranked) - 1} if ranked else {}
+    return record, {name: ranked[place].picture for name, place in places.items()}
+
+
+def evaluate_changes(folder: Path, detector: Detects, unchanged: dict[str, Any]) -> dict[str, Any]:
+    """Scores on the fields as ``CHANGES`` make them, and how far each F1 and the RMSE of the index move."""
+    changes = {}
+    for name, change in CHANGES.items():
+        record = evaluate_nuclei(folder, detector, change=change)
+        moved = {kind: record["pooled"][kind]["f1"] - unchanged["pooled"][kind]["f1"] for kind in KINDS}
+        rmse = record["index"].get("rmse", float("nan"))
+        changes[name] = {"pooled": record["pooled"], "rmse": rmse, "f1_moves": moved}
+    return changes
+
+
+def accuracy_row(record: dict[str, Any]) -> dict[str, str]:
+    """One evaluation as cells of a table: F1 and RMSE with their intervals, and what else matters most."""
+    index, intervals = record["index"], record["intervals"]
+
+    def cell(value: float, name: str, digits: int) -> str:
+        low, high = intervals.get(name, (float("nan"), float("nan")))
+        return f"{value:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+    row = {"dataset": record["dataset"], "method": record.get("method", ""), "fields": str(len(record["images"]))}
+    row |= {f"F1 {kind}": cell(record["pooled"][kind]["f1"], f"f1_{kind}", 2) for kind in KINDS}
+    if not index["fields"]:
+        return row | {"index RMSE": "", "bias": "", "weighted kappa": "", "category right": ""}
+    return row | {
+        "index RMSE": cell(index["rmse"], "rmse", 3),
+        "bias": f"{index['bias']:+.3f}",
+        "weighted kappa": f"{index['weighted_kappa']:.2f}",
+        "category right": f"{index['category_accuracy']:.0%}",
+    }
+
+
+def accuracy_table(records: Sequence[dict[str, Any]]) -> str:
+    """Evaluations as a Markdown table: a row for each dataset and method, and one for all fields of each method."""
+    rows = [accuracy_row(record) for record in records]
+    if not rows:
+        return ""
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
+    for method in dict.fromkeys(record.get("method", "") for record in records):
+        joint = joint_index_scores(record for record in records if record.get("method", "") == method)
+        if joint["fields"]:
+            lines.append(
+                f"| all | {method} | {joint['fields']} | | | | {joint['rmse']:.3f} | {joint['bias']:+.3f} | "
+                f"{joint['weighted_kappa']:.2f} | {joint['category_accuracy']:.0%}, far from cut-offs "
+                f"{joint['category_accuracy_clear']:.0%} of {joint['clear_fields']} |"
+            )
+    return "\n".join(lines) + "\n"
