@@ -59,8 +59,7 @@ def read_evaluation_fields(dataset: Dataset, mpp: float, change: FieldChange = U
     """
     if dataset.kind not in ("nuclei", "instances"):
         raise Ki67Error(f"dataset {dataset.name}: kind {dataset.kind} has no nuclei; it needs nuclei or instances")
-    for path in image_paths(dataset):
-        yield _read_field(dataset, path, mpp, change)
+    return (_read_field(dataset, path, mpp, change) for path in image_paths(dataset))
 
 
 def _read_field(dataset: Dataset, path: Path, mpp: float, change: FieldChange) -> EvaluationField:
