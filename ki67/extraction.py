@@ -93,6 +93,18 @@ class Nuclei:
         )
 
 
+def with_membranes(probabilities: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Five classes ``(..., 5, H, W)``, the membranes 0 everywhere, of three: background, positive, negative.
+
+    What has five classes already, such as ``extract_nuclei`` asks for, is returned as it is.
+    """
+    if probabilities.shape[-3] == 5:
+        return probabilities
+    background, positive, negative = np.moveaxis(probabilities, -3, 0)
+    none = np.zeros_like(background)
+    return np.stack([background, positive, none, negative, none], axis=-3)
+
+
 def extract_nuclei(probabilities: NDArray[np.uint8], *, mpp: float, options: ExtractionOptions | None = None) -> Nuclei:
     """Single nuclei from the probabilities of the five classes.
 

@@ -30,7 +30,7 @@ from ki67.quantized import QuantizedNetwork, Ranges, computes_int8
 
 log = logging.getLogger(__name__)
 
-Architecture = Literal["unet_densenet121", "unet_resnet34"]
+Architecture = Literal["unet_densenet121", "unet_resnet34", "unet_resnet50"]
 Precision = Literal["auto", "int8", "bfloat16", "float32"]
 
 RANGES_FILE = "int8.safetensors"
@@ -41,7 +41,11 @@ BLOCK_PX: dict[Precision, tuple[int, int]] = {
     "float32": (768, 1024),
 }
 
-ENCODERS: dict[str, str] = {"unet_densenet121": "densenet121", "unet_resnet34": "resnet34"}
+ENCODERS: dict[str, str] = {
+    "unet_densenet121": "densenet121",
+    "unet_resnet34": "resnet34",
+    "unet_resnet50": "resnet50",
+}
 NUCLEUS_CLASSES = (
     "background",
     "positive_nucleus",
@@ -49,6 +53,8 @@ NUCLEUS_CLASSES = (
     "negative_nucleus",
     "negative_membrane",
 )
+WHOLE_NUCLEUS_CLASSES = ("background", "positive", "negative")
+"""Of a network that knows no membranes."""
 TUMOR_CLASSES = ("tumor",)
 # The colours that ImageNet encoders were trained with; used from scratch too, so that either start fits one spec.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -135,6 +141,11 @@ def nuclei_spec(name: str = "nuclei") -> NetworkSpec:
     return NetworkSpec(name=name, architecture="unet_resnet34", classes=NUCLEUS_CLASSES, stain="ki67")
 
 
+def whole_nuclei_spec(name: str = "nuclei_resnet50") -> NetworkSpec:
+    """The three-class network of positive and negative nuclei without membranes, on Ki-67 slides."""
+    return NetworkSpec(name=name, architecture="unet_resnet50", classes=WHOLE_NUCLEUS_CLASSES, stain="ki67")
+
+
 def tumor_spec(name: str, stain: Stain, *, mpp: float = 0.5, tile_px: int = 256) -> NetworkSpec:
     """The tumour network of one stain."""
     return NetworkSpec(
@@ -148,6 +159,7 @@ NETWORK_SPECS: dict[str, NetworkSpec] = {
     "tumor_he_coarse": tumor_spec("tumor_he_coarse", "he", mpp=2.0, tile_px=128),
     "tumor_ki67": tumor_spec("tumor_ki67", "ki67"),
     "nuclei": nuclei_spec(),
+    "nuclei_resnet50": whole_nuclei_spec(),
 }
 """What this workflow trains, by name."""
 
@@ -398,11 +410,35 @@ def load_network(folder: Path, *, device: str = "auto", precision: Precision = "
 # ---------------------------------------------------------------------------------------------- running
 
 
+class PredictorSpec(Protocol):
+    """What has to be known of a predictor to show it a slide; a ``NetworkSpec`` says more."""
+
+    @property
+    def name(self) -> str:
+        """By which people know it."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """One name for each channel of its answer."""
+        ...
+
+    @property
+    def mpp(self) -> float:
+        """Microns per pixel of what it is shown."""
+        ...
+
+    @property
+    def threshold(self) -> float:
+        """Probability from which a pixel belongs to the class, where there is only one."""
+        ...
+
+
 class Predictor(Protocol):
     """Anything that turns tiles into class probabilities: a ``Network``, or a stand-in with a known answer."""
 
     @property
-    def spec(self) -> NetworkSpec:
+    def spec(self) -> PredictorSpec:
         """What is known of it."""
         ...
 
@@ -419,6 +455,13 @@ class Predictor(Protocol):
     def predict_levels(self, batch: NDArray[np.uint8], halo_px: int) -> NDArray[np.uint8]:
         """Probabilities uint8 ``(N, C, H - 2 * halo, W - 2 * halo)``, 255 for 1, of RGB tiles ``(N, H, W, 3)``."""
         ...
+
+
+def predict_image(network: Predictor, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Probabilities 0-255 ``(C, H, W)`` of a whole image ``(H, W, 3)``, mirrored at its edges to a fitting size."""
+    height, width = rgb.shape[:2]
+    padded = np.pad(rgb, ((0, -height % STRIDE_PX), (0, -width % STRIDE_PX), (0, 0)), mode="symmetric")
+    return network.predict_levels(padded[None], 0)[0, :, :height, :width]
 
 
 class Network:

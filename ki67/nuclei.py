@@ -7,7 +7,7 @@ around its own pixels, and a nucleus is counted where its centre of mass lies, s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -38,6 +38,7 @@ __all__ = [
     "FoundNuclei",
     "Nuclei",
     "NucleusDetection",
+    "Revise",
     "Running",
     "detect_nuclei",
     "extract_nuclei",
@@ -48,6 +49,10 @@ __all__ = [
     "outline_nuclei",
     "polygons",
 ]
+
+Revise = Callable[[Nuclei, NDArray[np.uint8], float], Nuclei]
+"""A second look at all nuclei of an image uint8 ``(H, W, 3)`` of so many microns per pixel: which are kept, and what
+they are."""
 
 REACH_UM = 20.0
 """Farthest that a nucleus and what decides on it reach from its middle: the nucleus, the next one that it touches, and
@@ -91,6 +96,7 @@ def detect_nuclei(
     cell_px: int = CELL_PX,
     offset_px: tuple[int, int] = (0, 0),
     options: ExtractionOptions | None = None,
+    revise: Revise | None = None,
     running: Running | None = None,
     probabilities: Path | str | None = None,
 ) -> NucleusDetection:
@@ -109,6 +115,8 @@ def detect_nuclei(
         tumour closely.
     options
         How probabilities become nuclei.
+    revise
+        A second look at the nuclei of every field.
     running
         No nucleus depends on it.
     probabilities
@@ -134,14 +142,16 @@ def detect_nuclei(
         if probabilities is not None:
             store = stack.enter_context(probability_zarr(probabilities, plan, network.spec.classes, tumor.frame))
         run = stack.enter_context(InferenceRun(slide, plan, network, label=f"{slide.slide_id} nuclei", running=running))
-        found = _nuclei_of_run(run, options or ExtractionOptions(), store)
+        found = _nuclei_of_run(run, options or ExtractionOptions(), revise, store)
         with run.postprocessing():
             table = nuclei_table(found, tumor)
         statistics = run.statistics()
     return NucleusDetection(table, statistics)
 
 
-def _nuclei_of_run(run: InferenceRun, options: ExtractionOptions, store: ProbabilityWriter | None) -> list[FoundNuclei]:
+def _nuclei_of_run(
+    run: InferenceRun, options: ExtractionOptions, revise: Revise | None, store: ProbabilityWriter | None
+) -> list[FoundNuclei]:
     """The nuclei of all fields, found on the run's threads between its windows."""
     mpp = run.plan.mpp
     assembly = FieldAssembly(field_margin_px(mpp))
@@ -150,7 +160,7 @@ def _nuclei_of_run(run: InferenceRun, options: ExtractionOptions, store: Probabi
 
     def look(fields: Iterable[Field]) -> None:
         for field in fields:
-            waiting.append(run.submit(nuclei_of_field, field, mpp=mpp, options=options))
+            waiting.append(run.submit(nuclei_of_field, field, mpp=mpp, options=options, revise=revise))
             # What waits holds on to answers, so not too much may wait.
             while len(waiting) > _MOST_WAITING:
                 found.append(waiting.popleft().result())
@@ -196,7 +206,9 @@ def _joined(parts: list[FoundNuclei]) -> FoundNuclei:
     return FoundNuclei(columns, np.concatenate([part.outlines for part in parts]))
 
 
-def nuclei_of_field(field: Field, *, mpp: float, options: ExtractionOptions) -> FoundNuclei:
+def nuclei_of_field(
+    field: Field, *, mpp: float, options: ExtractionOptions, revise: Revise | None = None
+) -> FoundNuclei:
     """The nuclei whose centre of mass is one of the field's own pixels.
 
     It depends on nothing but the field, and can run on any thread beside others.
@@ -209,9 +221,13 @@ def nuclei_of_field(field: Field, *, mpp: float, options: ExtractionOptions) -> 
         Microns per pixel.
     options
         See there.
+    revise
+        A second look at the nuclei. It sees those of the margin too, so that it can look around the field's own.
     """
     probabilities, rgb = field.arrays()
     nuclei = extract_nuclei(probabilities, mpp=mpp, options=options)
+    if revise is not None:
+        nuclei = revise(nuclei, rgb, mpp)
     nuclei = nuclei.chosen(_owned(nuclei, field.margin_px))
     if len(nuclei.area_px) == 0:
         return _joined([])

@@ -306,7 +306,8 @@ def read_labels(dataset: Dataset, stem: str, shape: tuple[int, int]) -> tuple[ND
 
 def _read_instances(dataset: Dataset, stem: str, shape: tuple[int, int], mpp: float) -> _Annotation:
     labels, classes = read_labels(dataset, stem, shape)
-    return five_class_target(labels, classes, membrane_px=_membrane_px(mpp)), _centers(labels, classes)
+    target = five_class_target(labels, classes, membrane_px=_membrane_px(mpp))
+    return _within_roi(target, read_roi(dataset, stem, shape)), _centers(labels, classes)
 
 
 def _centers(labels: NDArray[np.uint16], classes: dict[int, int]) -> NDArray[np.float64]:

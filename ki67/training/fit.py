@@ -8,7 +8,7 @@ import io
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -160,7 +160,7 @@ def fit(
     cv2.setNumThreads(0)
     folder.mkdir(parents=True, exist_ok=True)
     described = [data.read_dataset(path) for path in datasets]
-    _check_allowed(described, options)
+    check_allowed(described, options.spec.name, allow_unlicensed=options.allow_unlicensed)
     images = [image for dataset in described for image in data.read_images(dataset, options.spec)]
     training, validation = data.split(images, options.validation_share, options.seed)
     log.info("%s: %d images to train on, %d held out", options.spec.name, len(training), len(validation))
@@ -171,11 +171,18 @@ def fit(
     return Fitted(spec, scores, state.step, state.seconds)
 
 
-def _check_allowed(described: list[data.Dataset], options: FitOptions) -> None:
+def check_allowed(described: list[data.Dataset], name: str, *, allow_unlicensed: bool) -> None:
+    """That there are datasets, and that all may be learned from.
+
+    Raises
+    ------
+    Ki67Error
+        If there is none, or one of them does not allow training and is not to be used all the same.
+    """
     if not described:
-        raise Ki67Error(f"network {options.spec.name}: no datasets to train on; name at least one folder")
+        raise Ki67Error(f"network {name}: no datasets to train on; name at least one folder")
     for dataset in described:
-        if not dataset.training_allowed and not options.allow_unlicensed:
+        if not dataset.training_allowed and not allow_unlicensed:
             raise Ki67Error(
                 f"dataset {dataset.name}: its use is {dataset.use or 'not stated'!r} under licence "
                 f"{dataset.licence or 'none'!r}, which does not allow training; leave it out, or set allow_unlicensed "
@@ -477,7 +484,7 @@ def _finish(
     score = score_tumor if len(spec.classes) == 1 else score_nuclei
     scores = {name: round(value, 4) for name, value in score(network, validation).items()}
     record = {
-        "datasets": [_described(dataset, training, validation) for dataset in described],
+        "datasets": [dataset_record(dataset, training, validation) for dataset in described],
         "encoder": state.start,
         "steps": state.step,
         "batch_size": options.batch_size,
@@ -495,9 +502,10 @@ def _finish(
     return spec, scores
 
 
-def _described(
+def dataset_record(
     dataset: data.Dataset, training: list[data.AnnotatedImage], validation: list[data.AnnotatedImage]
 ) -> dict[str, Any]:
+    """What is written down of a dataset that was learned from: plain JSON values."""
     return {
         "name": dataset.name,
         "kind": dataset.kind,
@@ -520,6 +528,14 @@ def card(spec: NetworkSpec) -> str:
         f"trained on tiles of {spec.tile_px} px.",
         f"{record['encoder']} {record['steps']} steps of {record['batch_size']} tiles, seed {record['seed']}, "
         f"{record['seconds'] / 60:.0f} minutes, finished on {record['finished']}.",
+        *card_tables(record),
+    ]
+    return "\n".join(lines)
+
+
+def card_tables(record: Mapping[str, Any]) -> list[str]:
+    """Lines of a card: the datasets of a training, and how well what it made does."""
+    lines = [
         "",
         "## Trained on",
         "",
@@ -539,11 +555,11 @@ def card(spec: NetworkSpec) -> str:
         ]
     lines += ["", "## Accuracy on the held-out images", ""]
     if not record["validation"]:
-        return "\n".join([*lines, "None were held out.", ""])
+        return [*lines, "None were held out.", ""]
     lines += ["| measure | value |", "|---|---|"]
     for name, value in record["validation"].items():
         lines.append(f"| {name.replace('_', ' ')} | {'-' if value is None else f'{value:.3f}'} |")
-    return "\n".join([*lines, ""])
+    return [*lines, ""]
 
 
 def _write_curve(curve: list[dict[str, float]], folder: Path, name: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from ki67.extraction import extract_nuclei, with_membranes
+from ki67.extraction import Nuclei, extract_nuclei, with_membranes
 from ki67.matching import match_points
 from ki67.networks import Predictor
 from ki67.networks import predict_image as predict_image  # asked for here too
@@ -29,21 +29,29 @@ def score_nuclei(network: Predictor, images: list[AnnotatedImage]) -> dict[str, 
     if not images:
         return {}
     confusion = np.zeros((len(network.spec.classes), len(network.spec.classes)), dtype=np.int64)
-    counts = {"detection": np.zeros(3), "positive": np.zeros(3), "negative": np.zeros(3)}
-    errors = []
+    found = []
     for image in images:
         probabilities = predict_image(network, image.rgb)
         confusion += _confusion(probabilities, image.target)
-        found = _found_nuclei(probabilities, image, network.spec.mpp)
-        known = image.nuclei[image.nuclei[:, 2] != OTHER]
-        radius_px = MATCH_UM / network.spec.mpp
-        counts["detection"] += match_counts(found, known, radius_px)
-        for name, kind in (("positive", POSITIVE), ("negative", NEGATIVE)):
-            counts[name] += match_counts(found[found[:, 2] == kind], known[known[:, 2] == kind], radius_px)
-        if len(found) and len(known):
-            errors.append(abs(np.mean(found[:, 2] == POSITIVE) - np.mean(known[:, 2] == POSITIVE)))
+        found.append(extract_nuclei(with_membranes(probabilities), mpp=network.spec.mpp))
     scores = {f"pixel_f1_{name}": value for name, value in _pixel_f1(confusion, network.spec.classes)}
-    scores |= {f"object_f1_{name}": f1(*values) for name, values in counts.items()}
+    return scores | score_found_nuclei(found, images, network.spec.mpp)
+
+
+def score_found_nuclei(found: list[Nuclei], images: list[AnnotatedImage], mpp: float) -> dict[str, float]:
+    """F1 of nuclei and the error of the index, as in ``score_nuclei``, of what was found in each image."""
+    counts = {"detection": np.zeros(3), "positive": np.zeros(3), "negative": np.zeros(3)}
+    errors = []
+    for nuclei, image in zip(found, images, strict=True):
+        told = _told_nuclei(nuclei, image)
+        known = image.nuclei[image.nuclei[:, 2] != OTHER]
+        radius_px = MATCH_UM / mpp
+        counts["detection"] += match_counts(told, known, radius_px)
+        for name, kind in (("positive", POSITIVE), ("negative", NEGATIVE)):
+            counts[name] += match_counts(told[told[:, 2] == kind], known[known[:, 2] == kind], radius_px)
+        if len(told) and len(known):
+            errors.append(abs(np.mean(told[:, 2] == POSITIVE) - np.mean(known[:, 2] == POSITIVE)))
+    scores = {f"object_f1_{name}": f1(*values) for name, values in counts.items()}
     return scores | {"index_error": float(np.mean(errors)) if errors else float("nan")}
 
 
@@ -104,12 +112,16 @@ def _pixel_f1(confusion: NDArray[np.int64], classes: tuple[str, ...]) -> Iterato
         yield name, f1(right, confusion[:, index].sum() - right, confusion[index].sum() - right)
 
 
-def _found_nuclei(probabilities: NDArray[np.uint8], image: AnnotatedImage, mpp: float) -> NDArray[np.float64]:
+def _told_nuclei(nuclei: Nuclei, image: AnnotatedImage) -> NDArray[np.float64]:
     """Found nuclei ``(N, 3)`` as in ``AnnotatedImage.nuclei``, those about which nothing is known left out."""
-    nuclei = extract_nuclei(with_membranes(probabilities), mpp=mpp)
     kinds = np.where(nuclei.positive, POSITIVE, NEGATIVE)
     found = np.column_stack([nuclei.x_px, nuclei.y_px, kinds])
+    return found[is_known(found[:, :2], image)]
+
+
+def is_known(places_px: NDArray[np.float64], image: AnnotatedImage) -> NDArray[np.bool_]:
+    """Whether the annotation says what is at places ``(N, 2)``, x and y in pixels of the image."""
     height, width = image.target.shape
-    columns = np.clip(found[:, 0].astype(int), 0, width - 1)
-    rows = np.clip(found[:, 1].astype(int), 0, height - 1)
-    return found[image.target[rows, columns] != IGNORED]
+    columns = np.clip(places_px[:, 0].astype(int), 0, width - 1)
+    rows = np.clip(places_px[:, 1].astype(int), 0, height - 1)
+    return np.asarray(image.target[rows, columns] != IGNORED)

@@ -48,6 +48,10 @@ def test_a_mistake_in_the_sheet(workflow: Workflow, header: str, rows: list[str]
     [
         ("tumour={}", "unknown key 'tumour' of config.yaml; did you mean 'tumor'?"),
         ("keep=everything", "config.yaml: keep is 'everything'; write tables or masks or probabilities"),
+        (
+            'nuclei={"method": "stardist"}',
+            "config.yaml: nuclei.method is 'stardist'; write unet_resnet34 or unet_resnet50 or color_threshold or random_f",
+        ),
         ("slides=absent.tsv", "there is no sample sheet absent.tsv; set slides to the path of one"),
         (
             "on_missing=stop",

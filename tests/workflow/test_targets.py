@@ -52,11 +52,34 @@ def test_the_shipped_sheet_asks_for_slides(workflow: Workflow) -> None:
 
 @pytest.mark.parametrize(
     ("target", "networks"),
-    [("train_nuclei", 1), ("train_tumor_he", 1), ("train_tumor_he_coarse", 1), ("train_tumor", 3)],
+    [
+        ("train_nuclei", 1),
+        ("train_nuclei_resnet50", 1),
+        ("train_tumor_he", 1),
+        ("train_tumor_he_coarse", 1),
+        ("train_tumor", 3),
+    ],
 )
 def test_networks_are_trained_by_name(workflow: Workflow, target: str, networks: int) -> None:
     jobs = workflow.planned(target)
     assert (jobs["draw_fields"], jobs["train"]) == (networks, networks)
+
+
+def test_a_forest_is_trained_by_name(workflow: Workflow) -> None:
+    assert workflow.planned("train_nuclei_forest") == {"draw_fields": 1, "train_forest": 1, "train_nuclei_forest": 1}
+
+
+@pytest.mark.usefixtures("shipped_networks")
+@pytest.mark.parametrize("method", ["color_threshold", "random_forest"])
+def test_nuclei_are_found_with_the_model_of_the_method(workflow: Workflow, sheet: Path, method: str) -> None:
+    others = 'models={"nuclei": "not_there", "nuclei_resnet50": "not_there"}'
+    jobs = workflow.planned("--config", f"slides={sheet.name}", f'nuclei={{"method": "{method}"}}', others)
+    assert jobs == dict.fromkeys(STAGES, 2) | {"cohort": 1}
+    missing = workflow.run(
+        "--dry-run", "--config", f"slides={sheet.name}", 'nuclei={"method": "unet_resnet50"}', others
+    )
+    assert "models.nuclei_resnet50 is not_there, but " in missing.stdout
+    assert "train one with: snakemake train_nuclei_resnet50" in missing.stdout
 
 
 @pytest.mark.usefixtures("shipped_networks")

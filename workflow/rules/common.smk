@@ -23,6 +23,25 @@ from ki67.sheet import (
 ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).resolve().parents[1]
 
 
+# Model of each way to find nuclei, as in ki67/detectors.py, which takes seconds to import.
+NUCLEI_MODELS = {
+    "unet_resnet34": "nuclei",
+    "unet_resnet50": "nuclei_resnet50",
+    "color_threshold": None,
+    "random_forest": "nuclei_forest",
+}
+MODEL_FILES = {"nuclei_forest": "forest.safetensors"}
+# What the fields of each model show.
+FIELD_KINDS = {
+    "tumor_he": "tumor_he",
+    "tumor_he_coarse": "tumor_he",
+    "tumor_ki67": "tumor_ki67",
+    "nuclei": "nuclei",
+    "nuclei_resnet50": "nuclei",
+    "nuclei_forest": "nuclei",
+}
+
+
 def load_yaml(path: str) -> dict:
     return yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
 
@@ -119,13 +138,26 @@ def model_file(network: str) -> str | list:
         return []
     shipped = ROOT / "resources" / "models" / name
     folder = os.path.relpath(shipped) if Path(name).name == name else os.path.abspath(name)
-    for file in ("model.json", "weights.safetensors"):
+    for file in ("model.json", MODEL_FILES.get(network, "weights.safetensors")):
         if not os.path.isfile(f"{folder}/{file}"):
             raise WorkflowError(
                 f"models.{network} is {name}, but {folder} holds no {file}; name a folder of resources/models or train "
                 f"one with: snakemake train_{network}"
             )
     return f"{folder}/model.json"
+
+
+def nuclei_model() -> str | None:
+    """The key in ``models`` of what the method of finding nuclei needs; None is nothing."""
+    return NUCLEI_MODELS[SETTINGS["nuclei"]["method"]]
+
+
+def nuclei_model_file(wildcards) -> str | list:
+    return model_file(nuclei_model()) if nuclei_model() else []
+
+
+def nuclei_ranges_file(wildcards) -> list[str]:
+    return ranges_file(nuclei_model()) if nuclei_model() else []
 
 
 def ranges_file(network: str) -> list[str]:
@@ -159,11 +191,12 @@ def gpus_wanted() -> int:
 
 def training_datasets(wildcards) -> list[str]:
     """Folders a network learns from: those of the settings, and the fields the project draws."""
-    settings = SETTINGS["train"][wildcards.network]
+    network = wildcards.get("network", "nuclei_forest")
+    settings = SETTINGS["train"][network]
     for folder in settings["datasets"]:
         if not os.path.isfile(f"{folder}/dataset.yaml"):
-            raise WorkflowError(f"train.{wildcards.network}.datasets names {folder}, which holds no dataset.yaml")
-    drawn = [f"training/drawn/{wildcards.network}"] if settings["drawn"]["count"] else []
+            raise WorkflowError(f"train.{network}.datasets names {folder}, which holds no dataset.yaml")
+    drawn = [f"training/drawn/{network}"] if settings["drawn"]["count"] else []
     return [*settings["datasets"], *drawn]
 
 
@@ -189,7 +222,7 @@ def cohort_files(wildcards) -> list[str]:
 
 wildcard_constraints:
     slide=r"[A-Za-z0-9][A-Za-z0-9._-]*",
-    network=r"tumor_he|tumor_he_coarse|tumor_ki67|nuclei",
+    network=r"tumor_he|tumor_he_coarse|tumor_ki67|nuclei|nuclei_resnet50",
 
 
 # A mistake of the sheet or the settings is one sentence for a person, without a traceback.

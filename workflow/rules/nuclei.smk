@@ -3,8 +3,8 @@ rule nuclei:
         check="results/{slide}/check.json",
         tumor="results/{slide}/tumor_ki67.ome.zarr",
         ki67=slide_file("ki67"),
-        model=lambda wildcards: model_file("nuclei"),
-        ranges=lambda wildcards: ranges_file("nuclei"),
+        model=nuclei_model_file,
+        ranges=nuclei_ranges_file,
     output:
         **kept_probabilities(),
         nuclei="results/{slide}/nuclei.parquet",

@@ -8,6 +8,8 @@ rule draw_fields:
         "logs/draw_fields/{network}.log",
     benchmark:
         "logs/draw_fields/{network}.tsv"
+    wildcard_constraints:
+        network="|".join(FIELD_KINDS),
     conda:
         "../../envs/torch.yaml"
     threads: 8
@@ -16,6 +18,7 @@ rule draw_fields:
         runtime=120,
     params:
         drawn=lambda wildcards: SETTINGS["train"][wildcards.network]["drawn"],
+        kind=lambda wildcards: FIELD_KINDS[wildcards.network],
     script:
         "../scripts/draw_fields.py"
 
@@ -49,6 +52,30 @@ rule train:
         "../scripts/train.py"
 
 
+rule train_forest:
+    input:
+        datasets=training_datasets,
+    output:
+        forest="training/nuclei_forest/forest.safetensors",
+        model="training/nuclei_forest/model.json",
+        card="training/nuclei_forest/card.md",
+    log:
+        "logs/train/nuclei_forest.log",
+    benchmark:
+        "logs/train/nuclei_forest.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 8
+    resources:
+        mem_mb=8000,
+        runtime=240,
+    params:
+        trees=SETTINGS["train"]["nuclei_forest"]["trees"],
+        code=lambda wildcards: code_of("train_forest.py"),
+    script:
+        "../scripts/train_forest.py"
+
+
 rule train_tumor_he:
     input:
         "training/tumor_he/weights.safetensors",
@@ -74,3 +101,13 @@ rule train_tumor:
 rule train_nuclei:
     input:
         "training/nuclei/weights.safetensors",
+
+
+rule train_nuclei_resnet50:
+    input:
+        "training/nuclei_resnet50/weights.safetensors",
+
+
+rule train_nuclei_forest:
+    input:
+        "training/nuclei_forest/forest.safetensors",

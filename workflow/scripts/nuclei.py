@@ -14,14 +14,16 @@ SETTINGS, VERSIONS = snakemake.params.settings, versions(("torch", "numpy", "ope
 
 def find(checked: dict, tumor) -> tuple:
     """Table of nuclei and what to tell of the network's run."""
-    from ki67.networks import load_network  # torch takes seconds to import, and many slides do not come this far
+    from ki67.detectors import load_detector  # torch takes seconds to import, and many slides do not come this far
     from ki67.nuclei import Running, detect_nuclei
 
-    network = load_network(Path(INPUT.model).parent, device=SETTINGS["device"], precision=SETTINGS["precision"])
+    folder = Path(INPUT.model).parent if INPUT.model else None
+    detector = load_detector(SETTINGS["method"], folder, device=SETTINGS["device"], precision=SETTINGS["precision"])
     running = Running(batch_size=SETTINGS["batch_size"], reader_threads=SETTINGS["reader_threads"])
     with open_slide(INPUT.ki67, slide_id=SLIDE, stain="ki67", mpp=checked["mpp"]) as slide:
-        found = detect_nuclei(slide, tumor, network, running=running, probabilities=OUTPUT.get("probabilities"))
-    return found.table, {"model": network.identity, "statistics": found.statistics.to_json()}
+        how = {"options": detector.options, "revise": detector.revise, "probabilities": OUTPUT.get("probabilities")}
+        found = detect_nuclei(slide, tumor, detector.predictor, running=running, **how)
+    return found.table, {"model": dict(detector.identity), "statistics": found.statistics.to_json()}
 
 
 with stage_log(snakemake.log[0], stage="nuclei", name=SLIDE) as log:
