@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ki67.color_threshold import ColorThreshold, FixedSpec
 from ki67.errors import Ki67Error
 from ki67.extraction import ExtractionOptions, Nuclei, extract_nuclei, with_membranes
+from ki67.geometry import Mask
 from ki67.networks import (
     NUCLEUS_CLASSES,
     WHOLE_NUCLEUS_CLASSES,
@@ -29,8 +30,10 @@ from ki67.networks import (
     load_network,
     predict_image,
 )
-from ki67.nuclei import Revise
+from ki67.nuclei import NucleusDetection, Revise, Running, detect_nuclei, stain_amounts
+from ki67.nucleus_review import ReviewOptions, review_nuclei
 from ki67.random_forest import load_forest
+from ki67.slides import Slide
 
 Method = Literal["unet_resnet34", "unet_resnet50", "color_threshold", "random_forest"]
 
@@ -63,6 +66,8 @@ class Detector:
         How probabilities become nuclei.
     revise
         A second look at all nuclei of an image.
+    review
+        How all nuclei of a slide are looked at together.
     """
 
     method: Method
@@ -70,6 +75,7 @@ class Detector:
     identity: Mapping[str, str]
     options: ExtractionOptions = field(default_factory=ExtractionOptions)
     revise: Revise | None = None
+    review: ReviewOptions | None = None
 
     @property
     def mpp(self) -> float:
@@ -80,9 +86,24 @@ class Detector:
         """The nuclei of an image; see ``detect``."""
         return detect(self, rgb)
 
+    def of_slide(
+        self, slide: Slide, tumor: Mask, *, running: Running | None = None, probabilities: Path | str | None = None
+    ) -> NucleusDetection:
+        """The nuclei of a slide; see ``ki67.nuclei.detect_nuclei``."""
+        return detect_nuclei(
+            slide,
+            tumor,
+            self.predictor,
+            options=self.options,
+            revise=self.revise,
+            review=self.review,
+            running=running,
+            probabilities=probabilities,
+        )
+
 
 def detect(detector: Detector, rgb: NDArray[np.uint8]) -> Nuclei:
-    """The nuclei of one image.
+    """The nuclei of one image, which is taken for a whole slide.
 
     Parameters
     ----------
@@ -90,7 +111,14 @@ def detect(detector: Detector, rgb: NDArray[np.uint8]) -> Nuclei:
         uint8 ``(H, W, 3)`` at ``detector.mpp``.
     """
     nuclei = extract_nuclei(predict_image(detector.predictor, rgb), mpp=detector.mpp, options=detector.options)
-    return nuclei if detector.revise is None else detector.revise(nuclei, rgb, detector.mpp)
+    if detector.revise is not None:
+        nuclei = detector.revise(nuclei, rgb, detector.mpp)
+    if detector.review is None:
+        return nuclei
+    _, dab_od = stain_amounts(nuclei, rgb)
+    area_um2 = nuclei.area_px * detector.mpp**2
+    seen = review_nuclei(nuclei.probability, nuclei.positive, area_um2, dab_od, detector.review)
+    return replace(nuclei, positive=seen.positive).chosen(seen.kept)
 
 
 def load_detector(
@@ -148,7 +176,7 @@ def _fitting(method: Method, folder: Path | None) -> Path:
 def _network_detector(method: Method, folder: Path, device: str, precision: Precision) -> Detector:
     network = load_network(folder, device=device, precision=precision)
     predictor = network if network.spec.classes == NUCLEUS_CLASSES else WithMembranes(network)
-    return Detector(method, predictor, {"method": method, **network.identity})
+    return Detector(method, predictor, {"method": method, **network.identity}, review=ReviewOptions())
 
 
 def _forest_detector(folder: Path) -> Detector:

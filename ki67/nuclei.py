@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ import geopandas
 import numpy as np
 from numpy.typing import NDArray
 
+from ki67.class_calibration import DabLevels
 from ki67.compiled import compiled
 from ki67.extraction import ExtractionOptions, Nuclei, extract_nuclei
 from ki67.fields import OWN_COLUMNS_PX, OWN_ROWS_PX, Band, Field, FieldAssembly, Progress, fields_of_bands
 from ki67.geometry import Mask
 from ki67.inference import Block, InferenceRun, InferenceStatistics, Running
 from ki67.networks import Predictor
+from ki67.nucleus_review import ReviewOptions, review_nuclei
 from ki67.nucleus_table import COLUMNS, empty_nuclei, nucleus_table
 from ki67.outlines import OUTLINE_VERTICES, outline_nuclei, polygons
 from ki67.probability_zarr import ProbabilityWriter, probability_zarr
@@ -82,10 +84,17 @@ class NucleusDetection:
         See ``ki67.nucleus_table``; coordinates in microns of the slide's frame, sorted by y and x.
     statistics
         Of the network's run.
+    levels
+        Of DAB, by which nuclei were called positive; None where the network decided.
     """
 
     table: geopandas.GeoDataFrame
     statistics: InferenceStatistics
+    levels: DabLevels | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Statistics and levels as plain JSON values."""
+        return {"statistics": self.statistics.to_json(), "dab_levels": self.levels and asdict(self.levels)}
 
 
 def detect_nuclei(
@@ -97,6 +106,7 @@ def detect_nuclei(
     offset_px: tuple[int, int] = (0, 0),
     options: ExtractionOptions | None = None,
     revise: Revise | None = None,
+    review: ReviewOptions | None = None,
     running: Running | None = None,
     probabilities: Path | str | None = None,
 ) -> NucleusDetection:
@@ -117,6 +127,8 @@ def detect_nuclei(
         How probabilities become nuclei.
     revise
         A second look at the nuclei of every field.
+    review
+        How all nuclei of the slide are looked at together in the end; not at all if not given.
     running
         No nucleus depends on it.
     probabilities
@@ -144,9 +156,13 @@ def detect_nuclei(
         run = stack.enter_context(InferenceRun(slide, plan, network, label=f"{slide.slide_id} nuclei", running=running))
         found = _nuclei_of_run(run, options or ExtractionOptions(), revise, store)
         with run.postprocessing():
+            levels = None
+            if review is not None:
+                together, levels = reviewed(found, review)
+                found = [together]
             table = nuclei_table(found, tumor)
         statistics = run.statistics()
-    return NucleusDetection(table, statistics)
+    return NucleusDetection(table, statistics, levels)
 
 
 def _nuclei_of_run(
@@ -231,7 +247,7 @@ def nuclei_of_field(
     nuclei = nuclei.chosen(_owned(nuclei, field.margin_px))
     if len(nuclei.area_px) == 0:
         return _joined([])
-    hematoxylin, dab = _stain_amounts(nuclei, rgb)
+    hematoxylin, dab = stain_amounts(nuclei, rgb)
     corner_px = np.array([field.first_column_px, field.first_row_px]) - field.margin_px
     columns = {
         "x_um": _shifted(nuclei.x_px, nuclei.area_px, int(corner_px[0])) * mpp,
@@ -257,7 +273,7 @@ def _shifted(middle_px: NDArray[np.float64], area_px: NDArray[np.int64], shift_p
     return total / area_px + 0.5
 
 
-def _stain_amounts(nuclei: Nuclei, rgb: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def stain_amounts(nuclei: Nuclei, rgb: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean optical density of hematoxylin and of DAB over each nucleus.
 
     The amounts of ``ki67.stain.separate_hed`` are linear in optical density, so it is enough to separate the means.
@@ -283,11 +299,32 @@ def _density_sums(
     return sums
 
 
+def reviewed(found: Iterable[FoundNuclei], options: ReviewOptions) -> tuple[FoundNuclei, DabLevels | None]:
+    """The nuclei of all fields that are plausible beside each other, with the class and uncertainty each then has.
+
+    Returns
+    -------
+    nuclei
+        With the column ``uncertainty`` besides the others.
+    levels
+        Of DAB, which told the classes; None where the network did.
+    """
+    nuclei = _joined([part for part in found if len(part.outlines)])
+    if not len(nuclei.outlines):
+        return nuclei, None
+    review = review_nuclei(
+        *(nuclei.columns[name] for name in ("probability", "positive", "area_um2", "dab_od")), options
+    )
+    columns = nuclei.columns | {"positive": review.positive, "uncertainty": review.uncertainty}
+    kept = {name: values[review.kept] for name, values in columns.items()}
+    return FoundNuclei(kept, nuclei.outlines[review.kept]), review.levels
+
+
 def nuclei_table(found: Iterable[FoundNuclei], tumor: Mask) -> geopandas.GeoDataFrame:
     """The table of the nuclei of all fields; see ``ki67.nucleus_table``."""
     joined = _joined([part for part in found if len(part.outlines)])
     if not len(joined.outlines):
         return empty_nuclei()
-    columns = {name: joined.columns[name] for name in COLUMNS if name not in {"nucleus_id", "in_tumor"}}
+    columns = {"uncertainty": 1 - joined.columns["probability"]} | joined.columns
     columns["in_tumor"] = tumor.contains(np.column_stack([columns["x_um"], columns["y_um"]]))
-    return nucleus_table(columns, joined.outlines)
+    return nucleus_table({name: columns[name] for name in COLUMNS if name != "nucleus_id"}, joined.outlines)

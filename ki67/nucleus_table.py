@@ -16,6 +16,7 @@ COLUMNS: dict[str, str] = {
     "area_um2": "float32",
     "dab_od": "float32",
     "hematoxylin_od": "float32",
+    "uncertainty": "float32",
     "in_tumor": "bool",
 }
 """Name and type of every column besides ``geometry``, in order."""

@@ -132,9 +132,7 @@ def _restained(rng: np.random.Generator, options: FieldOptions, real: RealNuclei
     return Field(degrade(result.rgb, rng), labels=labels, classes=classes)
 
 
-def _stained_tissue(
-    rng: np.random.Generator, options: FieldOptions, tissues: tuple[tuple[Tissue, ...], ...]
-) -> Field:
+def _stained_tissue(rng: np.random.Generator, options: FieldOptions, tissues: tuple[tuple[Tissue, ...], ...]) -> Field:
     """A square of tissue, each dataset as often as any other, and each image of one as often as its area asks for."""
     images = tissues[int(rng.integers(len(tissues)))]
     areas = np.array([image.labels.size for image in images], dtype=np.float64)

@@ -18,7 +18,8 @@ from ki67.training.fit import fit
 from tests.unit.test_training import StopTrainingError, write_dataset
 
 
-@pytest.fixture(autouse=True)
+# Of the module, so that what its fixtures train is trained on one thread too: other numbers of threads add in other orders.
+@pytest.fixture(autouse=True, scope="module")
 def _one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

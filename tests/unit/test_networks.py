@@ -133,7 +133,10 @@ def test_weights_of_another_architecture_are_refused(saved, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architecture": "unet_vgg"}, "unknown architecture 'unet_vgg'; use one of unet_densenet121, unet_resnet34, unet_resnet50"),
+        (
+            {"architecture": "unet_vgg"},
+            "unknown architecture 'unet_vgg'; use one of unet_densenet121, unet_resnet34, unet_resnet50",
+        ),
         ({"mppp": 1}, "unknown key 'mppp'"),
     ],
 )

@@ -112,7 +112,7 @@ def test_rows_that_are_left_out_are_like_rows_of_zeros():
     assert_same(table_of([*upper, *lower]), table_of(bands_of(probabilities, rgb, 333)))
 
 
-def test_stain_amounts_are_the_means_over_the_nucleus():
+def teststain_amounts_are_the_means_over_the_nucleus():
     shape = (200, 200)
     probabilities = probabilities_of(drawn(shape, grid(shape, seed=1)))
     rgb = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)

@@ -12,8 +12,8 @@ from ki67.errors import Flag, SlideError
 from ki67.geometry import Mask, RigidTransform
 from ki67.transfer import (
     carry_mask,
-    own_mask_finding,
     draws_regions,
+    own_mask_finding,
     read_regions,
     region_mask,
     registration_findings,
