@@ -41,7 +41,8 @@ def error_picture(field: EvaluationField, nuclei: Nuclei, radius_px: float, titl
     -------
     uint8 ``(2 H + legend, 2 W, 3)``
     """
-    rgb = np.ascontiguousarray(cv2.resize(field.rgb, None, fx=_MAGNIFIED, fy=_MAGNIFIED, interpolation=cv2.INTER_CUBIC))
+    enlarged = cv2.resize(field.rgb, None, fx=_MAGNIFIED, fy=_MAGNIFIED, interpolation=cv2.INTER_CUBIC)
+    rgb = np.ascontiguousarray(enlarged, dtype=np.uint8)
     if field.roi is not None:
         outside = cv2.resize((~field.roi).astype(np.uint8), rgb.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 0
         rgb[outside] = (rgb[outside].astype(np.uint16) + 3 * 255) // 4

@@ -159,6 +159,7 @@ NETWORK_SPECS: dict[str, NetworkSpec] = {
     "tumor_he_coarse": tumor_spec("tumor_he_coarse", "he", mpp=2.0, tile_px=128),
     "tumor_ki67": tumor_spec("tumor_ki67", "ki67"),
     "nuclei": nuclei_spec(),
+    "nuclei_teacher": nuclei_spec("nuclei_teacher"),
     "nuclei_resnet50": whole_nuclei_spec(),
 }
 """What this workflow trains, by name."""

@@ -312,9 +312,8 @@ def reviewed(found: Iterable[FoundNuclei], options: ReviewOptions) -> tuple[Foun
     nuclei = _joined([part for part in found if len(part.outlines)])
     if not len(nuclei.outlines):
         return nuclei, None
-    review = review_nuclei(
-        *(nuclei.columns[name] for name in ("probability", "positive", "area_um2", "dab_od")), options
-    )
+    judged = nuclei.columns
+    review = review_nuclei(judged["probability"], judged["positive"], judged["area_um2"], judged["dab_od"], options)
     columns = nuclei.columns | {"positive": review.positive, "uncertainty": review.uncertainty}
     kept = {name: values[review.kept] for name, values in columns.items()}
     return FoundNuclei(kept, nuclei.outlines[review.kept]), review.levels

@@ -176,7 +176,7 @@ def score_field(field: EvaluationField, nuclei: Nuclei, mpp: float) -> FieldResu
         known=_by_class(known),
         found=_by_class(kept),
         others=others,
-        instances=instance_counts(field.labels, field.classes, nuclei) if field.labels is not None else None,
+        instances=instance_counts(field.labels, field.classes or {}, nuclei) if field.labels is not None else None,
     )
 
 

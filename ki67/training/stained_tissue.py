@@ -208,22 +208,22 @@ def _square(
     center = np.array([_place(width, step * size_px, rng), _place(height, step * size_px, rng)])
     matrix = np.column_stack([linear, center - linear @ np.full(2, (size_px - 1) / 2)])
     size, smooth = (size_px, size_px), cv2.INTER_CUBIC if step < 1 else cv2.INTER_LINEAR
-    hematoxylin, eosin = (
-        np.maximum(_warped(layer, matrix, size, smooth), 0) for layer in (tissue.hematoxylin, tissue.eosin)
-    )
+    hematoxylin = _warped(tissue.hematoxylin, matrix, size, smooth)
+    eosin = _warped(tissue.eosin, matrix, size, smooth)
     # OpenCV warps no integers of 32 bits.
     labels = _warped(tissue.labels.astype(np.float32), matrix, size, cv2.INTER_NEAREST).astype(np.int32)
     doubtful = _warped(tissue.doubtful.astype(np.float32), matrix, size, cv2.INTER_NEAREST) > 0
     numbers, renumbered = np.unique(labels, return_inverse=True)
     shift = 0 if numbers[0] == 0 else 1
     labels = (renumbered.reshape(size) + shift).astype(np.int32)
-    return hematoxylin, eosin, labels, doubtful, numbers[numbers > 0]
+    return hematoxylin, eosin, labels, doubtful, np.asarray(numbers[numbers > 0], dtype=np.intp)
 
 
 def _warped(layer: Floats, matrix: NDArray[np.float64], size: tuple[int, int], way: int) -> Floats:
     flags = way | cv2.WARP_INVERSE_MAP
     warped = cv2.warpAffine(layer, matrix, size, flags=flags, borderMode=cv2.BORDER_REFLECT_101)
-    return np.asarray(warped, dtype=np.float32)
+    # A cubic curve runs below 0 at edges.
+    return np.maximum(np.asarray(warped, dtype=np.float32), 0)
 
 
 def _place(length: int, reach: float, rng: np.random.Generator) -> float:

@@ -37,6 +37,7 @@ FIELD_KINDS = {
     "tumor_he_coarse": "tumor_he",
     "tumor_ki67": "tumor_ki67",
     "nuclei": "nuclei",
+    "nuclei_teacher": "nuclei",
     "nuclei_resnet50": "nuclei",
     "nuclei_forest": "nuclei",
 }
@@ -204,6 +205,7 @@ def training_settings(network: str) -> dict:
     settings = SETTINGS["train"][network]
     return {key: settings[key] for key in ("encoder_weights", "steps", "batch_size", "learning_rate")} | {
         "dataset_shares": settings["shares"],
+        "start_from": settings["start_from"] or "",
         "device": SETTINGS["network"]["device"],
     }
 
@@ -214,6 +216,18 @@ def encoder_file(wildcards) -> list[str]:
     return [] if source in ("imagenet", "none") else [source]
 
 
+def start_file(wildcards) -> list[str]:
+    """The network that a training goes on from, which another training may have to write first."""
+    folder = SETTINGS["train"][wildcards.network]["start_from"]
+    return [f"{folder}/weights.safetensors"] if folder else []
+
+
+def teacher_file(wildcards) -> list[str]:
+    """The network that finds the nuclei of re-stained tissue, which another training may have to write first."""
+    folder = SETTINGS["train"][wildcards.network]["drawn"]["teacher"]
+    return [f"{folder}/weights.safetensors"] if folder else []
+
+
 def cohort_files(wildcards) -> list[str]:
     if not SLIDES:
         raise WorkflowError(f"{SHEET_NAME} lists no slide yet; add a row for each (see config/README.md)")
@@ -222,7 +236,7 @@ def cohort_files(wildcards) -> list[str]:
 
 wildcard_constraints:
     slide=r"[A-Za-z0-9][A-Za-z0-9._-]*",
-    network=r"tumor_he|tumor_he_coarse|tumor_ki67|nuclei|nuclei_resnet50",
+    network=r"tumor_he|tumor_he_coarse|tumor_ki67|nuclei|nuclei_teacher|nuclei_resnet50",
 
 
 # A mistake of the sheet or the settings is one sentence for a person, without a traceback.

@@ -2,6 +2,8 @@
 
 
 rule draw_fields:
+    input:
+        teacher=teacher_file,
     output:
         fields=directory("training/drawn/{network}"),
     log:
@@ -27,6 +29,7 @@ rule train:
     input:
         datasets=training_datasets,
         encoder=encoder_file,
+        start=start_file,
     output:
         weights="training/{network}/weights.safetensors",
         ranges="training/{network}/int8.safetensors",
