@@ -18,6 +18,7 @@ include: "workflow/rules/nuclei.smk"
 include: "workflow/rules/index.smk"
 include: "workflow/rules/cohort.smk"
 include: "workflow/rules/train.smk"
+include: "workflow/rules/evaluate.smk"
 
 
 rule all:

@@ -196,6 +196,12 @@ def read_mask_png(path: str | Path, mpp: float, frame: Stain) -> Mask:
     return Mask(_decode(path, cv2.IMREAD_GRAYSCALE) >= 128, mpp, frame)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file that appears whole or not at all."""
+    with whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def write_image_png(path: str | Path, image: NDArray[np.uint8]) -> None:
     """Write a gray ``(H, W)`` or RGB ``(H, W, 3)`` uint8 image as PNG."""
     _write_encoded(path, ".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 6])

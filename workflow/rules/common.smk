@@ -228,6 +228,22 @@ def teacher_file(wildcards) -> list[str]:
     return [f"{folder}/weights.safetensors"] if folder else []
 
 
+def evaluation_folder(dataset: str) -> str:
+    """Folder of a dataset to evaluate on, by its name."""
+    for folder in SETTINGS["evaluate"]["nuclei"]["datasets"]:
+        if Path(folder).name == dataset:
+            return folder
+    raise WorkflowError(f"evaluate.nuclei.datasets names no folder called {dataset}")
+
+
+def evaluation_records(wildcards) -> list[str]:
+    chosen = SETTINGS["evaluate"]["nuclei"]
+    if not chosen["datasets"]:
+        raise WorkflowError("evaluate.nuclei.datasets names no dataset yet; add a folder with a dataset.yaml")
+    names = [Path(folder).name for folder in chosen["datasets"]]
+    return [f"evaluation/nuclei/{method}/{name}.json" for method in chosen["methods"] for name in names]
+
+
 def cohort_files(wildcards) -> list[str]:
     if not SLIDES:
         raise WorkflowError(f"{SHEET_NAME} lists no slide yet; add a row for each (see config/README.md)")
