@@ -30,6 +30,8 @@ class Flag(StrEnum):
     REGISTRATION_DOUBTFUL = "registration_doubtful"
     TUMOR_FROM_KI67 = "tumor_from_ki67"
     NO_TUMOR = "no_tumor"
+    IN_SITU_COUNTED = "in_situ_counted"
+    UNLIKE_TRAINING = "unlike_training"
     NO_NUCLEI = "no_nuclei"
     FEWER_THAN_500_NUCLEI = "fewer_than_500_nuclei"
 

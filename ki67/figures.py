@@ -57,7 +57,7 @@ CROSS_PX = 9
 OVERVIEW_PX = 1000
 MOST_NAMED = 60
 MOST_LISTED = 25
-INFORMATION = frozenset({Flag.NO_HE})
+INFORMATION = frozenset({Flag.NO_HE, Flag.IN_SITU_COUNTED})
 
 FLAG_WORDS: dict[Flag, str] = {
     Flag.MISSING_FILE: "file is missing",
@@ -75,6 +75,8 @@ FLAG_WORDS: dict[Flag, str] = {
     Flag.REGISTRATION_DOUBTFUL: "registration doubtful",
     Flag.TUMOR_FROM_KI67: "tumour found on the Ki-67 slide itself",
     Flag.NO_TUMOR: "no tumour found",
+    Flag.IN_SITU_COUNTED: "in situ carcinoma, if any, is counted",
+    Flag.UNLIKE_TRAINING: "nuclei unlike those of the training",
     Flag.NO_NUCLEI: "no nuclei found",
     Flag.FEWER_THAN_500_NUCLEI: "fewer than 500 nuclei",
 }

@@ -158,7 +158,7 @@ def slide_record(
     versions
         Of the packages.
     """
-    findings = slide_findings(result, stages)
+    findings = slide_findings(result, stages, slide_id=slide)
     registration, tumor_he = stages.get("register", {}), stages.get("tumor", {})
     return {
         "slide": slide,
@@ -184,7 +184,9 @@ def slide_record(
     }
 
 
-def slide_findings(result: IndexResult, stages: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
+def slide_findings(
+    result: IndexResult, stages: Mapping[str, Mapping[str, Any]], *, slide_id: str = "this slide"
+) -> list[Finding]:
     """Findings of all stages and of the count, each once, in the order of the flags.
 
     That a Ki-67 slide which is missing or cannot be used holds no tumour says nothing new, so it is left out.
@@ -193,8 +195,19 @@ def slide_findings(result: IndexResult, stages: Mapping[str, Mapping[str, Any]])
     ki67 = stages.get("check", {"stains": {"ki67": {"usable": True}}})["stains"].get("ki67")
     if ki67 is not None and ki67["usable"]:
         found.extend(result.findings)
+        found.extend(_in_situ_findings(result, stages, slide_id))
     order = list(Flag)
     return sorted(dict.fromkeys(found), key=lambda finding: order.index(finding.flag))
+
+
+def _in_situ_findings(result: IndexResult, stages: Mapping[str, Mapping[str, Any]], slide_id: str) -> Iterable[Finding]:
+    """That no network tells in situ carcinoma from invasive, where a network found the tumour and nobody excluded any."""
+    source = stages.get("transfer", {}).get("tumor_source")
+    excluded = any(stages.get(stage, {}).get("excluded") for stage in ("tumor", "transfer"))
+    if result.total and source in ("he", "ki67") and not excluded:
+        text = "in situ carcinoma is not told from invasive and is counted if there is any"
+        remedy = "draw polygons of the class Exclude around it and name their file in roi_ki67 or roi_he"
+        yield Finding(Flag.IN_SITU_COUNTED, f"{slide_id}: {text}; {remedy}", "ki67")
 
 
 def flags_of(findings: Iterable[Finding]) -> list[Flag]:

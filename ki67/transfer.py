@@ -132,6 +132,11 @@ def draws_regions(geojson: str) -> bool:
     return any(not excludes for _, excludes in _polygons(json.loads(geojson)))
 
 
+def excludes_regions(geojson: str | None) -> bool:
+    """Whether a text that ``region_mask`` can read holds a polygon that excludes; None holds none."""
+    return geojson is not None and any(excludes for _, excludes in _polygons(json.loads(geojson)))
+
+
 def _filled(polygons: list[Sequence[Any]], shape: tuple[int, int], scale: float) -> NDArray[np.uint8]:
     """1 in the polygons and outside of their holes."""
     pixels = np.zeros(shape, dtype=np.uint8)

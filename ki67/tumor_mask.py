@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ki67.geometry import Mask, Transform
 from ki67.slides import Slide
-from ki67.transfer import TumorSource, carry_mask, draws_regions, region_mask, within
+from ki67.transfer import TumorSource, carry_mask, draws_regions, excludes_regions, region_mask, within
 
 if TYPE_CHECKING:
     from ki67.networks import Precision
@@ -66,6 +66,8 @@ class TumorMask:
         Share of the tissue's tiles that the finer of the two looked at.
     statistics
         Of their run.
+    excluded
+        Whether a person drew what is left out of it.
     """
 
     mask: Mask
@@ -75,6 +77,7 @@ class TumorMask:
     coarse_model: Mapping[str, str] | None = None
     fine_share: float | None = None
     statistics: Mapping[str, Any] | None = None
+    excluded: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """What a stage's record says of the mask."""
@@ -86,6 +89,7 @@ class TumorMask:
             "coarse_model": None if self.coarse_model is None else dict(self.coarse_model),
             "fine_share": None if self.fine_share is None else round(self.fine_share, 4),
             "statistics": None if self.statistics is None else dict(self.statistics),
+            "excluded": self.excluded,
         }
 
 
@@ -119,7 +123,10 @@ def make_tumor_mask(
         allowed = _within_regions(slide, tissue, geojson, settings.mask_mpp)
         if settings.regions == "tumor" and draws_regions(geojson):
             return TumorMask(allowed, "roi")
-    return _segment(slide, allowed, settings, Path(model).parent, Path(coarse_model).parent if coarse_model else None)
+    coarse_folder = Path(coarse_model).parent if coarse_model else None
+    return replace(
+        _segment(slide, allowed, settings, Path(model).parent, coarse_folder), excluded=excludes_regions(geojson)
+    )
 
 
 def carry_tumor_mask(
@@ -153,7 +160,8 @@ def carry_tumor_mask(
         tissue = _within_regions(slide, tissue, geojson, settings.mask_mpp)
         if settings.regions == "tumor" and draws_regions(geojson):
             return TumorMask(tissue, "roi")
-    return TumorMask(carry_mask(tumor_he, transform, tissue, slide.size_um), "he")
+    carried = carry_mask(tumor_he, transform, tissue, slide.size_um)
+    return TumorMask(carried, "he", excluded=excludes_regions(geojson))
 
 
 def _within_regions(slide: Slide, tissue: Mask, geojson: str, mpp: float) -> Mask:

@@ -150,4 +150,14 @@ def test_a_record_holds_what_the_stages_know():
     }
     assert record["tumor_he_mm2"] == 2.5
     assert record["seconds"] == {"check": 1.5, "register": 3.0, "nuclei": 20.0}
-    assert (record["tumor_source"], record["flags"], record["findings"]) == ("he", [], [])
+    assert (record["tumor_source"], record["flags"]) == ("he", ["in_situ_counted"])
+    assert record["findings"][0]["message"].startswith("S1: in situ carcinoma is not told from invasive")
+
+
+@pytest.mark.parametrize(
+    ("source", "excluded", "flagged"), [("he", False, True), ("he", True, False), ("roi", False, False)]
+)
+def test_in_situ_carcinoma_is_said_to_be_counted_unless_a_person_drew_what_counts(source, excluded, flagged):
+    result = ki67_index(nuclei(100, 900), TUMOR)
+    stages = {"check": check(True), "transfer": {"tumor_source": source, "excluded": excluded}}
+    assert flags_of(slide_findings(result, stages)) == ([Flag.IN_SITU_COUNTED] if flagged else [])

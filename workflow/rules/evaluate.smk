@@ -14,6 +14,8 @@ rule evaluate_nuclei:
         "logs/evaluate_nuclei/{method}_{dataset}.log",
     benchmark:
         "logs/evaluate_nuclei/{method}_{dataset}.tsv"
+    wildcard_constraints:
+        method="|".join(NUCLEI_MODELS),
     conda:
         "../../envs/torch.yaml"
     threads: 8
@@ -21,8 +23,6 @@ rule evaluate_nuclei:
         mem_mb=8000,
         runtime=120,
         gpu=gpus_wanted(),
-    wildcard_constraints:
-        method="|".join(NUCLEI_MODELS),
     params:
         settings=lambda wildcards: SETTINGS["network"] | {"changes": SETTINGS["evaluate"]["nuclei"]["changes"]},
         code=lambda wildcards: code_of("evaluate_nuclei.py"),
