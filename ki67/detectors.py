@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ki67.color_threshold import ColorThreshold, FixedSpec
 from ki67.errors import Ki67Error
 from ki67.extraction import ExtractionOptions, Nuclei, extract_nuclei, with_membranes
+from ki67.familiarity import Ranges, familiarity, unlike_training_finding
 from ki67.geometry import Mask
 from ki67.networks import (
     NUCLEUS_CLASSES,
@@ -46,6 +47,7 @@ MODELS: dict[Method, str | None] = {
 """The model that each method needs: its key in ``models`` of the configuration, and its folder's name in
 ``resources/models``."""
 
+FAMILIAR_FILE = "familiar.json"
 _SHIPPED = Path(__file__).parents[1] / "resources" / "models"
 _CLASSES = {"unet_resnet34": NUCLEUS_CLASSES, "unet_resnet50": WHOLE_NUCLEUS_CLASSES}
 
@@ -68,6 +70,8 @@ class Detector:
         A second look at all nuclei of an image.
     review
         How all nuclei of a slide are looked at together.
+    familiar
+        Ranges of what it was trained on; see ``ki67.familiarity``.
     """
 
     method: Method
@@ -76,6 +80,7 @@ class Detector:
     options: ExtractionOptions = field(default_factory=ExtractionOptions)
     revise: Revise | None = None
     review: ReviewOptions | None = None
+    familiar: Ranges | None = None
 
     @property
     def mpp(self) -> float:
@@ -89,8 +94,8 @@ class Detector:
     def of_slide(
         self, slide: Slide, tumor: Mask, *, running: Running | None = None, probabilities: Path | str | None = None
     ) -> NucleusDetection:
-        """The nuclei of a slide; see ``ki67.nuclei.detect_nuclei``."""
-        return detect_nuclei(
+        """The nuclei of a slide, and whether they are such as the detector knows; see ``ki67.nuclei.detect_nuclei``."""
+        found = detect_nuclei(
             slide,
             tumor,
             self.predictor,
@@ -100,6 +105,11 @@ class Detector:
             running=running,
             probabilities=probabilities,
         )
+        if self.familiar is None:
+            return found
+        nuclei = found.table[found.table["in_tumor"]]
+        finding = unlike_training_finding(slide.slide_id, familiarity(nuclei, self.familiar))
+        return replace(found, findings=() if finding is None else (finding,))
 
 
 def detect(detector: Detector, rgb: NDArray[np.uint8]) -> Nuclei:
@@ -176,7 +186,26 @@ def _fitting(method: Method, folder: Path | None) -> Path:
 def _network_detector(method: Method, folder: Path, device: str, precision: Precision) -> Detector:
     network = load_network(folder, device=device, precision=precision)
     predictor = network if network.spec.classes == NUCLEUS_CLASSES else WithMembranes(network)
-    return Detector(method, predictor, {"method": method, **network.identity}, review=ReviewOptions())
+    identity = {"method": method, **network.identity}
+    return Detector(method, predictor, identity, review=ReviewOptions(), familiar=read_ranges_of_training(folder))
+
+
+def read_ranges_of_training(folder: Path) -> Ranges | None:
+    """What ``familiar.json`` in the folder of a network says; None where there is none.
+
+    Raises
+    ------
+    Ki67Error
+        If the file is damaged.
+    """
+    path = folder / FAMILIAR_FILE
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return {str(name): (float(low), float(high)) for name, (low, high) in record.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise Ki67Error(f"network {folder.name}: {FAMILIAR_FILE} is damaged; delete it or calibrate again") from error
 
 
 def _forest_detector(folder: Path) -> Detector:

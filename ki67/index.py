@@ -201,7 +201,7 @@ def slide_findings(
 
 
 def _in_situ_findings(result: IndexResult, stages: Mapping[str, Mapping[str, Any]], slide_id: str) -> Iterable[Finding]:
-    """That no network tells in situ carcinoma from invasive, where a network found the tumour and nobody excluded any."""
+    """That no network tells in situ carcinoma from invasive, where one found the tumour and nobody left any out."""
     source = stages.get("transfer", {}).get("tumor_source")
     excluded = any(stages.get(stage, {}).get("excluded") for stage in ("tumor", "transfer"))
     if result.total and source in ("he", "ki67") and not excluded:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ki67.class_calibration import DabLevels
 from ki67.compiled import compiled
+from ki67.errors import Finding
 from ki67.extraction import ExtractionOptions, Nuclei, extract_nuclei
 from ki67.fields import OWN_COLUMNS_PX, OWN_ROWS_PX, Band, Field, FieldAssembly, Progress, fields_of_bands
 from ki67.geometry import Mask
@@ -86,15 +87,22 @@ class NucleusDetection:
         Of the network's run.
     levels
         Of DAB, by which nuclei were called positive; None where the network decided.
+    findings
+        What makes the nuclei doubtful.
     """
 
     table: geopandas.GeoDataFrame
     statistics: InferenceStatistics
     levels: DabLevels | None = None
+    findings: tuple[Finding, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Statistics and levels as plain JSON values."""
-        return {"statistics": self.statistics.to_json(), "dab_levels": self.levels and asdict(self.levels)}
+        """All but the table as plain JSON values."""
+        return {
+            "statistics": self.statistics.to_json(),
+            "dab_levels": self.levels and asdict(self.levels),
+            "findings": [finding.to_json() for finding in self.findings],
+        }
 
 
 def detect_nuclei(

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ki67.detectors import FAMILIAR_FILE, load_detector
+from ki67.familiarity import FEWEST_NUCLEI, MEASURES, familiar_ranges, measured
 from ki67.networks import (
+    NUCLEUS_CLASSES,
     NetworkSpec,
     build_network,
     fuse_batch_normalization,
     normalization,
     read_spec,
     save_ranges,
+    write_whole,
 )
+from ki67.nuclei import stain_amounts
 from ki67.quantized import activation_ranges
 from ki67.training.augmentation import Augmentation
 from ki67.training.datasets import AnnotatedImage, read_dataset, read_images
@@ -27,6 +34,7 @@ from ki67.training.datasets import AnnotatedImage, read_dataset, read_images
 log = logging.getLogger(__name__)
 
 TILES = 96
+FIELDS = 200
 
 
 def calibrate(folder: Path, images: list[AnnotatedImage]) -> None:
@@ -58,7 +66,32 @@ def calibrate_folder(folder: Path, datasets: list[Path]) -> None:
         If there is no network, or a dataset cannot serve it.
     """
     spec = read_spec(folder)
-    calibrate(folder, [image for path in datasets for image in read_images(read_dataset(path), spec)])
+    images = [image for path in datasets for image in read_images(read_dataset(path), spec)]
+    calibrate(folder, images)
+    if spec.classes == NUCLEUS_CLASSES:
+        write_familiar_ranges(folder, images)
+
+
+def write_familiar_ranges(folder: Path, images: list[AnnotatedImage]) -> None:
+    """Write ``familiar.json``, ranges of the nuclei that a five-class network finds in images, into its folder.
+
+    Parameters
+    ----------
+    images
+        Such as it was trained on; ``FIELDS`` of them are looked at, unchanged.
+    """
+    detector = load_detector("unet_resnet34", folder)
+    rows = []
+    for image in tqdm(images[:: max(1, len(images) // FIELDS)], desc="familiar", unit="field"):
+        nuclei = detector(image.rgb)
+        if len(nuclei.area_px) < FEWEST_NUCLEI:
+            continue
+        hematoxylin, dab = stain_amounts(nuclei, image.rgb)
+        columns = {"area_um2": nuclei.area_px * detector.mpp**2, "hematoxylin_od": hematoxylin, "dab_od": dab}
+        rows.append(measured(pandas.DataFrame(columns | {"positive": nuclei.positive})))
+    ranges = familiar_ranges(pandas.DataFrame(rows, columns=list(MEASURES)))
+    write_whole(folder / FAMILIAR_FILE, (json.dumps(ranges, indent=2) + "\n").encode())
+    log.info("%s: ranges of nuclei from %d fields", detector.predictor.spec.name, len(rows))
 
 
 def calibration_tiles(spec: NetworkSpec, images: list[AnnotatedImage]) -> Iterator[NDArray[np.uint8]]:

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from ki67.errors import Ki67Error
 from ki67.networks import (
+    NUCLEUS_CLASSES,
     Network,
     NetworkSpec,
     build_network,
@@ -40,7 +41,7 @@ from ki67.networks import (
 )
 from ki67.training import datasets as data
 from ki67.training.augmentation import NO_AUGMENTATION, Augmentation
-from ki67.training.calibration import calibrate
+from ki67.training.calibration import calibrate, write_familiar_ranges
 from ki67.training.scores import score_nuclei, score_tumor
 from ki67.training.targets import IGNORED
 
@@ -141,8 +142,8 @@ def fit(
     """Train a network and write it into a folder.
 
     The folder gets ``weights.safetensors``, ``int8.safetensors``, ``model.json``, ``card.md``, ``scores.json``,
-    ``curve.csv`` and ``curve.png``. Until then it holds ``checkpoint.pt``, from which an interrupted training with the
-    same options goes on exactly as it would have.
+    ``curve.csv`` and ``curve.png``, that of a network of nuclei ``familiar.json`` as well. Until then it holds
+    ``checkpoint.pt``, from which an interrupted training with the same options goes on exactly as it would have.
 
     Parameters
     ----------
@@ -499,6 +500,8 @@ def _finish(
     write_whole(folder / "scores.json", (json.dumps(record["validation"], indent=2) + "\n").encode())
     spec = save_network(folder, state.average, spec, card(spec))
     calibrate(folder, training)
+    if spec.classes == NUCLEUS_CLASSES:
+        write_familiar_ranges(folder, training)
     return spec, scores
 
 

@@ -162,10 +162,13 @@ def nuclei_ranges_file(wildcards) -> list[str]:
 
 
 def ranges_file(network: str) -> list[str]:
-    """Ranges of a network's activations, where it has them: they decide on its answers in 8-bit integers."""
+    """Where it has them, the ranges of a network's activations, which decide on its answers in 8-bit integers, and of what
+    it was trained on."""
     model = model_file(network)
-    path = os.path.join(os.path.dirname(model), "int8.safetensors") if model else ""
-    return [path] if os.path.isfile(path) else []
+    paths = (
+        [os.path.join(os.path.dirname(model), name) for name in ("int8.safetensors", "familiar.json")] if model else []
+    )
+    return [path for path in paths if os.path.isfile(path)]
 
 
 def tumor_zarr(path: str):

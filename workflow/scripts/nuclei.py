@@ -27,14 +27,14 @@ def find(checked: dict, tumor) -> tuple:
 
 with stage_log(snakemake.log[0], stage="nuclei", name=SLIDE) as log:
     checked, tumor = storage.read_json(INPUT.check)["stains"]["ki67"], storage.read_tumor_zarr(INPUT.tumor, "ki67")
-    nuclei, told, findings = empty_nuclei(), dict.fromkeys(("model", "statistics", "dab_levels")), []
+    nuclei, told = empty_nuclei(), dict.fromkeys(("model", "statistics", "dab_levels")) | {"findings": []}
     try:
         nuclei, told = find(checked, tumor) if tumor.pixels.any() else (nuclei, told)
     except SlideError as error:
-        findings.append(error.finding)
+        told["findings"].append(error.finding)
     storage.write_missing_zarr(OUTPUT.get("probabilities"))
     storage.write_nuclei_parquet(OUTPUT.nuclei, nuclei)
     storage.write_nuclei_geojson(OUTPUT.geojson, nuclei, checked["mpp"] if len(nuclei) else 1.0, slide_id=SLIDE)
     log.note(f"{len(nuclei)} nuclei, {int(nuclei['positive'].sum())} positive")
-    last = {"nuclei": len(nuclei), "findings": findings, "seconds": log.seconds, "versions": VERSIONS}
+    last = {"nuclei": len(nuclei), "seconds": log.seconds, "versions": VERSIONS}
     storage.write_json(OUTPUT.record, told | last)
