@@ -62,8 +62,10 @@ def accuracy_row(record: dict[str, Any]) -> dict[str, str]:
     """One evaluation as cells of a table: F1 and RMSE with their intervals, and what else matters most."""
     index, intervals = record["index"], record["intervals"]
 
-    def cell(value: float, name: str, digits: int) -> str:
-        low, high = intervals.get(name, (float("nan"), float("nan")))
+    def cell(value: float | None, name: str, digits: int) -> str:
+        if value is None or np.isnan(value):
+            return ""
+        low, high = intervals.get(name, (value, value))
         return f"{value:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
 
     row = {"dataset": record["dataset"], "method": record.get("method", ""), "fields": str(len(record["images"]))}

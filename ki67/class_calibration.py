@@ -33,7 +33,7 @@ class CalibrationOptions:
         Share of the way from level to level over which a nucleus is more and more likely to be positive.
     """
 
-    share: float = 0.25
+    share: float = 0.2
     spreads: float = 2.5
     least_od: float = 0.08
     fewest: int = 5
@@ -80,7 +80,7 @@ def dab_levels(
     --------
     >>> levels = dab_levels(np.array([0.1] * 50 + [1.5] * 10), np.array([False] * 50 + [True] * 10))
     >>> round(levels.threshold, 2)
-    0.45
+    0.38
     """
     options = options or CalibrationOptions()
     if min(np.count_nonzero(positive), np.count_nonzero(~positive)) < options.fewest:

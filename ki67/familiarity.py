@@ -115,9 +115,7 @@ def unlike_training_finding(slide_id: str, told: Familiarity) -> Finding | None:
     if told.measure is None or told.value is None or told.familiar is None or not told.unlike_share > MOST_UNLIKE:
         return None
     low, high = told.familiar
-    text = (
-        f"{slide_id}: {told.unlike_share:.0%} of the nuclei lie where the {MEASURES[told.measure]} is {told.value:.3g}, "
-        f"outside of the {low:.3g} to {high:.3g} that the network was trained on; check the microns per pixel and "
-        "the stain, and look at the overlay"
-    )
+    measure = f"{MEASURES[told.measure]} is {told.value:.3g}, outside of the {low:.3g} to {high:.3g} of the training"
+    remedy = "check the microns per pixel and the stain, and look at the overlay"
+    text = f"{slide_id}: {told.unlike_share:.0%} of the nuclei lie where the {measure}; {remedy}"
     return Finding(Flag.UNLIKE_TRAINING, text, "ki67")

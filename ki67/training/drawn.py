@@ -139,7 +139,7 @@ def _stained_tissue(rng: np.random.Generator, options: FieldOptions, tissues: tu
     tissue = images[int(rng.choice(len(images), p=areas / areas.sum()))]
     look = replace(
         random_look(rng, "ki67"),
-        nucleus_strength=float(np.exp(rng.uniform(np.log(0.25), np.log(1.5)))),
+        nucleus_strength=float(np.exp(rng.uniform(np.log(0.32), np.log(1.5)))),
         dab_median=float(np.exp(rng.uniform(np.log(0.3), np.log(2.5)))),
     )
     # Magnified more than reduced: tumour nuclei may be twice as wide as those of lymph nodes.

@@ -26,7 +26,7 @@ STAINED_OD = 0.15
 """Sum of the optical densities from which a pixel tells something about the stains."""
 _SURE = 0.5
 """Least mean probability of a nucleus to learn from."""
-_UNSURE_LEVEL = 110
+_UNSURE_LEVEL = 160
 """Probability of being in a nucleus, of 255, from which a pixel outside of all nuclei is left out."""
 _TEACHER_STRENGTHS = (0.5, 0.9)
 LYMPHOCYTE_UM = 7.5

@@ -54,7 +54,7 @@ def test_uncertainty_is_least_where_network_and_stain_agree_and_greatest_at_the_
     assert levels is not None
     probability, called = np.full(4, 0.9), np.array([False, True, False, True])
     told = uncertainty(probability, called, np.array([0.1, 1.5, 1.5, levels.threshold]), levels)
-    assert told[:2].max() < 0.2
+    assert told[:2].max() < 0.25
     assert told[2] > 0.8
     assert 0.4 < told[3] < 1
     np.testing.assert_allclose(uncertainty(probability, called, dab[:4], None), 0.1, rtol=1e-5)

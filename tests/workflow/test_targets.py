@@ -114,3 +114,29 @@ def test_another_workflow_can_use_this_one_as_a_module(workflow: Workflow, sheet
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert (workflow.folder / "results" / "S01" / "check.json").is_file()
+
+
+def write_annotated(folder: Path) -> None:
+    """A dataset of one drawn field whose nuclei are known."""
+    from ki67.training.drawn import FieldOptions, draw_fields
+
+    draw_fields(FieldOptions("nuclei", 2, size_px=192, seed=3), folder, workers=1)
+
+
+def test_evaluation_writes_a_table_and_pictures(workflow: Workflow) -> None:
+    write_annotated(workflow.folder / "fields")
+    settings = "evaluate={'nuclei': {'datasets': ['fields'], 'methods': ['color_threshold']}}"
+    result = workflow.run("--config", settings, "--", "evaluate")
+    assert result.returncode == 0, result.stdout
+    folder = workflow.folder / "evaluation" / "nuclei"
+    assert "| fields | color_threshold | 2 |" in (folder / "accuracy.md").read_text(encoding="utf-8")
+    assert {path.name for path in (folder / "color_threshold").iterdir()} == {
+        "fields.json",
+        *(f"fields_{name}.png" for name in ("best", "median", "worst")),
+    }
+
+
+def test_evaluation_without_a_dataset_says_what_to_name(workflow: Workflow) -> None:
+    result = workflow.run("--dry-run", "--", "evaluate")
+    assert result.returncode != 0
+    assert "evaluate.nuclei.datasets names no dataset yet; add a folder with a dataset.yaml" in result.stdout
