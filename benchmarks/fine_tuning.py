@@ -2,8 +2,9 @@
 
     python benchmarks/fine_tuning.py ../shared/data/ki67_dcis --out fine_tuning.json [--fields 5 --draws 3 --minutes 10]
 
-For each draw, some fields are learned from with the command's own recipe (``ki67.training.fine_tuning``), and all others
-are evaluated before and after. Weights that learned from sets which do not allow training stay in a temporary folder.
+For each draw, some fields are learned from with the command's own recipe (``ki67.training.fine_tuning``), and all
+others are evaluated before and after. Weights that learned from sets which do not allow training stay in a temporary
+folder.
 """
 
 from __future__ import annotations
