@@ -33,10 +33,10 @@ class ReviewOptions:
         How classes follow from DAB.
     """
 
-    probability_weight: float = 3.2
-    size_weight: float = 1.4
-    offset: float = -1.05
-    least_plausible: float = 0.45
+    probability_weight: float = 5.4
+    size_weight: float = 1.3
+    offset: float = -2.9
+    least_plausible: float = 0.5
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
 
 
