@@ -381,7 +381,7 @@ def test_training_learns_and_leaves_weights_card_and_curve(tmp_path):
     data = write_dataset(tmp_path / "discs", origin="drawn here")
     fitted = fit(quick(steps=20, batch_size=4, workers=1), [data], tmp_path / "nuclei")
     names = {path.name for path in (tmp_path / "nuclei").iterdir()}
-    weights = {"weights.safetensors", "int8.safetensors"}
+    weights = {"weights.safetensors", "int8.safetensors", "familiar.json"}
     assert names == {*weights, "model.json", "card.md", "scores.json", "curve.csv", "curve.png"}
     rows = list(csv.DictReader((tmp_path / "nuclei" / "curve.csv").open()))
     losses = [float(row["training_loss"]) for row in rows]

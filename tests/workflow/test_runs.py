@@ -238,6 +238,9 @@ def test_a_change_in_a_module_runs_the_rules_that_use_it_and_what_follows(
     assert planned == {rule: 1 if rule == "cohort" else len(GOOD) for rule in rules}
 
 
+LEARNING = ("train", "train_forest", "draw_fields")
+
+
 @pytest.mark.parametrize(
     ("module", "scripts"),
     [
@@ -245,9 +248,9 @@ def test_a_change_in_a_module_runs_the_rules_that_use_it_and_what_follows(
         ("registration", {"register"}),
         ("tumor", {"tumor", "transfer"}),
         ("tumor_mask", {"tumor", "transfer"}),
-        ("networks", {"tumor", "transfer", "nuclei", "train"}),
-        ("nuclei", {"nuclei", "train"}),
-        ("index", {"index", "cohort"}),
+        ("networks", {"tumor", "transfer", "nuclei", *LEARNING, "evaluate_nuclei", "evaluate"}),
+        ("nuclei", {"nuclei", *LEARNING, "evaluate_nuclei"}),
+        ("index", {"index", "cohort", "evaluate_nuclei", "evaluate"}),
         ("cohort", {"cohort"}),
         ("figures", {"register", "index", "cohort"}),
         ("phantom/draw", {"draw_fields"}),
