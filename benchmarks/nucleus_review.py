@@ -19,8 +19,7 @@ from sklearn.linear_model import LogisticRegression
 
 from ki67.detectors import Detector, load_detector
 from ki67.evaluation_fields import read_evaluation_fields
-from ki67.matching import match_points
-from ki67.nuclei_evaluation import MATCH_UM
+from ki67.matching import MATCH_UM, match_points
 from ki67.nucleus_review import FEWEST_NUCLEI, ReviewOptions, plausibility
 from ki67.training.datasets import read_dataset
 from ki67.training.targets import OTHER

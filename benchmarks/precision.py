@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ki67.extraction import extract_nuclei
-from ki67.networks import Network, Precision, load_network
+from ki67.matching import MATCH_UM
+from ki67.networks import Network, Precision, load_network, predict_image
 from ki67.training.datasets import read_dataset
-from ki67.training.scores import MATCH_UM, f1, match_counts, predict_image
+from ki67.training.scores import f1, match_counts
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 

@@ -14,9 +14,9 @@ from ki67.evaluation_fields import EvaluationField
 from ki67.evaluation_figures import error_picture
 from ki67.extraction import Nuclei
 from ki67.field_changes import CHANGES
+from ki67.matching import MATCH_UM
 from ki67.nuclei_evaluation import (
     KINDS,
-    MATCH_UM,
     Detects,
     FieldResult,
     evaluate_nuclei,

@@ -9,6 +9,9 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
+MATCH_UM = 4.0
+"""Farthest that a found nucleus may lie from an annotated one: half the width of a small tumour nucleus."""
+
 
 def match_points(
     found: NDArray[np.float64], known: NDArray[np.float64], radius: float

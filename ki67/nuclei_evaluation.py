@@ -18,14 +18,12 @@ from ki67.extraction import Nuclei
 from ki67.field_changes import UNCHANGED, FieldChange
 from ki67.index import CUTOFFS, category_names, category_of
 from ki67.instance_scores import InstanceCounts, instance_counts, instance_scores
-from ki67.matching import match_points
+from ki67.matching import MATCH_UM, match_points
 from ki67.training.datasets import Dataset, image_paths, read_dataset
 from ki67.training.targets import NEGATIVE, OTHER, POSITIVE
 
 log = logging.getLogger(__name__)
 
-MATCH_UM = 4.0
-"""Farthest that a found nucleus may lie from an annotated one: half the width of a small tumour nucleus."""
 CLOSE_MATCH_UM = 2.5
 FEWEST_NUCLEI = 50
 """Fields of fewer annotated tumour nuclei say too little about an index."""

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ki67.color_threshold import ColorThresholdOptions, color_levels
 from ki67.errors import Ki67Error
 from ki67.extraction import Nuclei, extract_nuclei
-from ki67.matching import match_points
+from ki67.matching import MATCH_UM, match_points
 from ki67.networks import nuclei_spec
 from ki67.random_forest import (
     CANDIDATES,
@@ -31,7 +31,7 @@ from ki67.random_forest import (
 )
 from ki67.training import datasets as data
 from ki67.training.fit import card_tables, check_allowed, dataset_record
-from ki67.training.scores import MATCH_UM, is_known, score_found_nuclei
+from ki67.training.scores import is_known, score_found_nuclei
 
 log = logging.getLogger(__name__)
 

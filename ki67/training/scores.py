@@ -9,14 +9,10 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from ki67.extraction import Nuclei, extract_nuclei, with_membranes
-from ki67.matching import match_points
-from ki67.networks import Predictor
-from ki67.networks import predict_image as predict_image  # asked for here too
+from ki67.matching import MATCH_UM, match_points
+from ki67.networks import Predictor, predict_image
 from ki67.training.datasets import AnnotatedImage
 from ki67.training.targets import IGNORED, NEGATIVE, OTHER, POSITIVE
-
-MATCH_UM = 4.0
-"""Farthest that a found nucleus may lie from an annotated one: half the width of a small tumour nucleus."""
 
 
 def score_nuclei(network: Predictor, images: list[AnnotatedImage]) -> dict[str, float]:
