@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -219,6 +220,7 @@ def evaluate_nuclei(
     out: Annotated[Path | None, typer.Option(help="JSON file for all results; of several datasets a list.")] = None,
     pictures: Annotated[Path | None, typer.Option(help="Folder for the best, median and worst field.")] = None,
     changes: Annotated[bool, typer.Option("--changes", help="Other stain, focus, scale and compression too.")] = False,
+    review: Annotated[bool, typer.Option(help="Look at all nuclei of a field together, as of a slide.")] = True,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[PrecisionName, typer.Option(help="In which numbers.")] = PrecisionName.AUTO,
 ) -> None:
@@ -228,6 +230,7 @@ def evaluate_nuclei(
     from ki67.storage import write_image_png, write_json
 
     detector = load_detector(method, model, device=device, precision=precision.value)
+    detector = detector if review else replace(detector, review=None)
     records = []
     for folder in datasets:
         record, drawn = evaluate_with_pictures(folder, detector)
