@@ -13,8 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.color import rgb_from_hed
 
+from ki67.training.targets import IGNORED
+
 _STAINS = np.asarray(rgb_from_hed, dtype=np.float64)
 _STAINS_UNIT = _STAINS / np.linalg.norm(_STAINS, axis=1, keepdims=True)
+_LEAST_KNOWN = 0.25
+_MOST_PLACES = 10
 _OPTICAL_DENSITY = -np.log((np.arange(256) + 1) / 256).astype(np.float32)
 
 
@@ -57,7 +61,7 @@ class Augmentation:
     def apply(
         self, rgb: NDArray[np.uint8], target: NDArray[np.uint8], tile_px: int, random: np.random.Generator
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """A tile from a random place, changed at random.
+        """A tile from a random place, changed at random; preferably one where much of the answer is known.
 
         Parameters
         ----------
@@ -71,7 +75,10 @@ class Augmentation:
         tuple
             uint8 ``(tile_px, tile_px, 3)`` and ``(tile_px, tile_px)``.
         """
-        tile, answer = self._placed(rgb, target, tile_px, random)
+        for _ in range(_MOST_PLACES):
+            tile, answer = self._placed(rgb, target, tile_px, random)
+            if np.mean(answer != IGNORED) >= _LEAST_KNOWN:
+                break
         return self._scanned(self._stained(tile, random), random), answer
 
     def _placed(

@@ -306,7 +306,7 @@ def read_labels(dataset: Dataset, stem: str, shape: tuple[int, int]) -> tuple[ND
 
 def _read_instances(dataset: Dataset, stem: str, shape: tuple[int, int], mpp: float) -> _Annotation:
     labels, classes = read_labels(dataset, stem, shape)
-    target = five_class_target(labels, classes, membrane_px=_membrane_px(mpp))
+    target = five_class_target(labels, classes, membrane_px=membrane_px(mpp))
     return _within_roi(target, read_roi(dataset, stem, shape)), _centers(labels, classes)
 
 
@@ -330,7 +330,7 @@ def _read_centroids(dataset: Dataset, stem: str, shape: tuple[int, int], mpp: fl
     nuclei[:, :2] *= dataset.mpp / mpp
     labels = discs(nuclei[:, :2], shape, NUCLEUS_RADIUS_UM / mpp)
     classes = {index + 1: int(kind) for index, kind in enumerate(nuclei[:, 2])}
-    target = five_class_target(labels, classes, membrane_px=_membrane_px(mpp))
+    target = five_class_target(labels, classes, membrane_px=membrane_px(mpp))
     return _within_roi(target, read_roi(dataset, stem, shape)), nuclei
 
 
@@ -361,7 +361,7 @@ def _read_json(dataset: Dataset, path: Path) -> Any:
         ) from error
 
 
-def _membrane_px(mpp: float) -> int:
+def membrane_px(mpp: float) -> int:
     """One micron in pixels, at least one."""
     return max(1, round(1.0 / mpp))
 

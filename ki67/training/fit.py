@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -35,6 +36,7 @@ from ki67.networks import (
     computes_bfloat16,
     initialize_encoder,
     initialize_network,
+    load_network,
     normalization,
     save_network,
     write_whole,
@@ -42,6 +44,7 @@ from ki67.networks import (
 from ki67.training import datasets as data
 from ki67.training.augmentation import NO_AUGMENTATION, Augmentation
 from ki67.training.calibration import calibrate, write_familiar_ranges
+from ki67.training.outlined_centers import outline_centers
 from ki67.training.scores import score_nuclei, score_tumor
 from ki67.training.targets import IGNORED
 
@@ -76,6 +79,8 @@ class FitOptions:
         ``imagenet``, ``none`` or a file; see ``ki67.networks.initialize_encoder``.
     start_from
         Folder of a trained network to go on from; then ``encoder_weights`` does not matter.
+    outlines_from
+        Folder of a network of nuclei that outlines those of which only the centre is marked; discs where there is none.
     validation_share
         Share of each dataset's groups that is held out.
     dataset_shares
@@ -104,6 +109,7 @@ class FitOptions:
     averaging: float = 0.995
     encoder_weights: str = "imagenet"
     start_from: str = ""
+    outlines_from: str = ""
     validation_share: float = 0.1
     dataset_shares: dict[str, float] = field(default_factory=dict)
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -162,7 +168,7 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     described = [data.read_dataset(path) for path in datasets]
     check_allowed(described, options.spec.name, allow_unlicensed=options.allow_unlicensed)
-    images = [image for dataset in described for image in data.read_images(dataset, options.spec)]
+    images = [image for dataset in described for image in _images(dataset, options)]
     training, validation = data.split(images, options.validation_share, options.seed)
     log.info("%s: %d images to train on, %d held out", options.spec.name, len(training), len(validation))
     state = _Training(options, training, validation, folder / "checkpoint.pt")
@@ -170,6 +176,15 @@ def fit(
     spec, scores = _finish(options, state, described, training, validation, folder)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     return Fitted(spec, scores, state.step, state.seconds)
+
+
+def _images(dataset: data.Dataset, options: FitOptions) -> list[data.AnnotatedImage]:
+    images = data.read_images(dataset, options.spec)
+    if dataset.kind != "nuclei" or not options.outlines_from:
+        return images
+    network = load_network(Path(options.outlines_from), device=options.device)
+    shown = tqdm(images, desc=f"outlines of {dataset.name}", unit="image")
+    return [outline_centers(image, network, options.spec.classes) for image in shown]
 
 
 def check_allowed(described: list[data.Dataset], name: str, *, allow_unlicensed: bool) -> None:
@@ -455,9 +470,17 @@ def _fingerprint(options: FitOptions, images: list[data.AnnotatedImage]) -> str:
     """Of everything that decides what the weights become."""
     same = replace(options, checkpoint_seconds=0.0, workers=0, device="auto")
     text = json.dumps(
-        [asdict(same), [(image.dataset, image.name, image.rgb.shape) for image in images]], sort_keys=True
+        [
+            asdict(same),
+            [(image.dataset, image.name, _checksum(image.rgb), _checksum(image.target)) for image in images],
+        ],
+        sort_keys=True,
     )
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _checksum(pixels: NDArray[np.uint8]) -> int:
+    return zlib.crc32(np.ascontiguousarray(pixels).data)
 
 
 def _fixed_tiles(images: list[data.AnnotatedImage], tile_px: int) -> list[tuple[torch.Tensor, torch.Tensor]]:

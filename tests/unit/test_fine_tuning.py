@@ -89,8 +89,8 @@ def test_few_patients_are_all_trained_on(tmp_path):
     def held_out(groups):
         return fine_tuning_options(nuclei_spec(), groups=groups).validation_share
 
-    assert held_out(3) == 0
-    assert held_out(4) > 0
+    assert held_out(9) == 0
+    assert held_out(10) > 0
     folder = write_dataset(tmp_path / "d", count=5, groups={"00": "p1", "01": "p1", "02": "p2", "03": "p2"})
     assert group_count(read_dataset(folder)) == 3
 
@@ -108,7 +108,8 @@ def test_the_shipped_network_is_found_from_any_folder(tmp_path, monkeypatch):
     assert json.loads((SHIPPED_NUCLEI / "model.json").read_text())["name"] == "nuclei"
 
 
-def test_the_command_fine_tunes_and_says_how_to_use_it(tmp_path, start, fields):
+def test_the_command_fine_tunes_and_says_how_to_use_it(tmp_path, start):
+    fields = write_dataset(tmp_path / "fields", count=10)
     arguments = ["fine-tune", str(fields), "--out", str(tmp_path / "tuned"), "--start-from", str(start), "--steps", "1"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
