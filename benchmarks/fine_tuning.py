@@ -1,6 +1,6 @@
 """What fine-tuning on a few annotated fields brings on the other fields of the same laboratory.
 
-    python benchmarks/fine_tuning.py ../shared/data/ki67_dcis --out fine_tuning.json [--fields 5 --draws 3 --minutes 10]
+    python -m benchmarks.fine_tuning ../shared/data/ki67_dcis --out fine_tuning.json [--fields 5 --draws 3 --minutes 10]
 
 For each draw, some fields are learned from with the command's own recipe (``ki67.training.fine_tuning``), and all
 others are evaluated before and after. Weights that learned from sets which do not allow training stay in a temporary
@@ -10,33 +10,18 @@ folder.
 from __future__ import annotations
 
 import argparse
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.dataset_parts import part_of
 from ki67.detectors import load_detector
 from ki67.nuclei_evaluation import evaluate_nuclei
 from ki67.storage import write_json
 from ki67.training.datasets import image_paths, read_dataset
 from ki67.training.fine_tuning import SHIPPED_NUCLEI, fine_tune
-
-PARTS = ("images", "annotations", "roi_masks", "labels", "classes")
-
-
-def part_of(folder: Path, stems: set[str], out: Path) -> Path:
-    """A dataset of some images of another."""
-    out.mkdir()
-    shutil.copy(folder / "dataset.yaml", out)
-    for part in PARTS:
-        for file in (folder / part).glob("*"):
-            if file.stem in stems:
-                (out / part).mkdir(exist_ok=True)
-                (out / part / file.name).symlink_to(file.resolve())
-    return out
-
 
 def scores(folder: Path, model: Path) -> dict[str, float]:
     """F1 of both classes, their mean, F1 of detection and RMSE of the index on a dataset."""

@@ -1,6 +1,6 @@
 """Fit the odds that something found is a nucleus, on validation sets: the numbers of ``ki67.nucleus_review``.
 
-    python benchmarks/nucleus_review.py FITTED_TO [FITTED_TO ...] [--check OTHERS ...]
+    python -m benchmarks.nucleus_review FITTED_TO [FITTED_TO ...] [--check OTHERS ...]
 
 A logistic regression on the network's mean probability of a nucleus and the logarithm of its area over the slide's mean
 area, over nuclei found in annotated fields, each dataset weighing the same. F1 of detection is printed for several

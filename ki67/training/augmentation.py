@@ -15,6 +15,8 @@ from skimage.color import rgb_from_hed
 
 from ki67.training.targets import IGNORED
 
+Tile = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+"""Pixels and the answer for each of them."""
 _STAINS = np.asarray(rgb_from_hed, dtype=np.float64)
 _STAINS_UNIT = _STAINS / np.linalg.norm(_STAINS, axis=1, keepdims=True)
 _LEAST_KNOWN = 0.25
@@ -120,6 +122,31 @@ class Augmentation:
         return tile
 
 
+def mix(one: Tile, other: Tile, random: np.random.Generator) -> Tile:
+    """A tile whose one part is of one tile and the rest of another, parted by a wavy line, each with its own answer.
+
+    Each source has its own stain and its own kinds of tissue; side by side in a tile, the stain of a source tells
+    nothing of the answer any more. After CutMix (Yun et al. 2019), with regions as tissue has them instead of squares.
+
+    Parameters
+    ----------
+    one, other
+        uint8 ``(N, N, 3)`` and ``(N, N)``.
+    """
+    size = one[1].shape[0]
+    cells = int(random.integers(3, 8))
+    waves = cv2.resize(
+        random.standard_normal((cells, cells)).astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC
+    )
+    chosen = waves > np.quantile(waves, random.uniform(0.2, 0.8))
+    # The seam is as soft as a scanner's optics make any edge.
+    weight = cv2.GaussianBlur(chosen.astype(np.float32), (0, 0), 1.0)[..., None]
+    rgb = np.rint(weight * one[0] + (1 - weight) * other[0]).astype(np.uint8)
+    return rgb, np.where(chosen, one[1], other[1])
+
+
+TUMOR_AUGMENTATION = Augmentation(scale=0.4, stain_gain=0.6, stain_tilt=0.1, white_balance=0.08)
+"""For networks of tumour, which learn from few slides and would take their stain for the answer."""
 NO_AUGMENTATION = Augmentation(0, 0, 0, 0, 0, 0, 0, 0, 100)
 
 

@@ -28,7 +28,7 @@ from ki67.phantom.nuclei import Section, logit_for
 from ki67.phantom.paint import Painting, paint
 from ki67.phantom.textures import Noise
 from ki67.storage import whole
-from ki67.training.datasets import image_paths, read_dataset, read_rgb
+from ki67.training.datasets import image_paths, read_annotation, read_dataset, read_rgb
 from ki67.training.restained import RealField, nucleus_stamps, real_field, restain
 from ki67.training.stained_tissue import Tissue, read_tissue, stain_tissue
 
@@ -76,10 +76,10 @@ class Field:
 
 @dataclass(frozen=True)
 class RealNuclei:
-    """Real nuclei to draw with: whole fields, single nuclei as pictures for the painter, and H&E tissue by dataset."""
+    """What is real in drawn fields: fields of nuclei, these as pictures for the painter, and H&E tissue by dataset."""
 
     fields: list[RealField]
-    stamps: NDArray[np.float32]
+    stamps: NDArray[np.float32] | None
     tissues: tuple[tuple[Tissue, ...], ...] = ()
 
 
@@ -115,7 +115,7 @@ def draw_field(options: FieldOptions, index: int, real: RealNuclei | None = None
     rng = np.random.default_rng([options.seed, _KIND_SEEDS[options.kind], 0 if real is None else 1, index])
     if real is not None and real.tissues and rng.random() < 0.6:
         return _stained_tissue(rng, options, real.tissues)
-    if real is not None and rng.random() < 0.5:
+    if real is not None and real.fields and rng.random() < 0.5:
         return _restained(rng, options, real)
     painting = _random_painting(rng, options, None if real is None else real.stamps)
     rgb = degrade(painting.rgb, rng)
@@ -146,7 +146,10 @@ def _stained_tissue(rng: np.random.Generator, options: FieldOptions, tissues: tu
     mpp = options.mpp * float(np.exp(rng.uniform(np.log(0.55), np.log(1.15))))
     result = stain_tissue(tissue, look, _random_fraction(rng), options.size_px, mpp, rng)
     classes = {number + 1: int(kind) for number, kind in enumerate(result.classes)}
-    return Field(degrade(result.rgb, rng), labels=result.labels.astype(np.uint16), classes=classes)
+    rgb = degrade(result.rgb, rng)
+    if options.kind == "tumor_ki67":
+        return Field(rgb, mask=np.where(result.tumor, 255, 0).astype(np.uint8))
+    return Field(rgb, labels=result.labels.astype(np.uint16), classes=classes)
 
 
 def _random_mpp(rng: np.random.Generator, options: FieldOptions) -> float:
@@ -257,14 +260,14 @@ def degrade(rgb: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint
 
 @dataclass(frozen=True)
 class Sources:
-    """Real images that fields of kind ``nuclei`` are made from; without any, all nuclei are drawn.
+    """Real images that fields of the kinds ``nuclei`` and ``tumor_ki67`` are made from; without any, all is drawn.
 
     Attributes
     ----------
     nuclei_from
-        An ``instances`` dataset of one nuclear stain, whose nuclei are stained anew.
+        An ``instances`` dataset of one nuclear stain, whose nuclei are stained anew; of no use to ``tumor_ki67``.
     tissue_from
-        H&E datasets whose tissue is stained anew; the ``teacher`` finds its nuclei.
+        H&E datasets whose tissue is stained anew, for ``tumor_ki67`` of kind ``tumor``; the ``teacher`` finds nuclei.
     teacher
         Folder of a five-class network.
     """
@@ -274,20 +277,25 @@ class Sources:
     teacher: Path | None = None
 
 
-def read_tissues(folder: Path, teacher: Predictor, mpp: float) -> tuple[Tissue, ...]:
-    """The tissue of all images of an H&E dataset, at so many microns per pixel.
+def read_tissues(folder: Path, teacher: Predictor, mpp: float, *, tumor: bool = False) -> tuple[Tissue, ...]:
+    """The tissue of all images of an H&E dataset, at so many microns per pixel, perhaps with the tumour drawn in it.
 
     Raises
     ------
     Ki67Error
-        If the folder holds no image with a nucleus.
+        If the folder holds no image with a nucleus, or is to have masks of tumour and is of another kind.
     """
     dataset = read_dataset(folder)
-    paths = image_paths(dataset)
-    tissues = [
-        read_tissue(read_rgb(dataset, path, mpp), mpp, teacher)
-        for path in tqdm(paths, desc=f"nuclei of {dataset.name}", unit="image")
-    ]
+    if tumor and dataset.kind != "tumor":
+        raise Ki67Error(f"dataset {dataset.name}: kind {dataset.kind} has no tumour to stain anew; it needs tumor")
+    tissues: list[Tissue | None] = []
+    for path in tqdm(image_paths(dataset), desc=f"nuclei of {dataset.name}", unit="image"):
+        rgb = read_rgb(dataset, path, mpp)
+        tissue = read_tissue(rgb, mpp, teacher)
+        if tissue is not None and tumor:
+            mask = read_annotation(dataset, path.stem, rgb.shape[:2], mpp)[0] == 1
+            tissue = replace(tissue, tumor=mask)
+        tissues.append(tissue)
     if not (known := tuple(tissue for tissue in tissues if tissue is not None)):
         raise Ki67Error(f"{folder.name}: no nucleus was found in its images; give a dataset of H&E images")
     return known
@@ -296,17 +304,25 @@ def read_tissues(folder: Path, teacher: Predictor, mpp: float) -> tuple[Tissue, 
 def _read_sources(sources: Sources, options: FieldOptions) -> RealNuclei | None:
     if sources == Sources():
         return None
-    if options.kind != "nuclei":
-        raise Ki67Error(f"nuclei of a dataset can be re-stained in fields of kind nuclei only, not {options.kind}")
-    if sources.nuclei_from is None:
-        raise Ki67Error("tissue_from needs nuclei_from beside it; name a dataset of kind instances")
+    if options.kind == "tumor_he" or (options.kind == "tumor_ki67" and sources.nuclei_from is not None):
+        raise Ki67Error(
+            f"fields of kind {options.kind} cannot be made from "
+            + ("nuclei or tissue; leave both out" if options.kind == "tumor_he" else "nuclei; leave nuclei_from out")
+        )
     if bool(sources.tissue_from) != (sources.teacher is not None):
         raise Ki67Error("tissue_from needs a teacher, and a teacher tissue_from; name both or neither")
-    real = read_real_nuclei(sources.nuclei_from)
+    if options.kind == "tumor_ki67":
+        real = RealNuclei([], None)
+    elif sources.nuclei_from is None:
+        raise Ki67Error("tissue_from needs nuclei_from beside it; name a dataset of kind instances")
+    else:
+        real = read_real_nuclei(sources.nuclei_from)
     if sources.teacher is None:
         return real
     teacher = load_network(sources.teacher, precision="bfloat16")
-    return replace(real, tissues=tuple(read_tissues(path, teacher, options.mpp) for path in sources.tissue_from))
+    with_tumor = options.kind == "tumor_ki67"
+    tissues = (read_tissues(path, teacher, options.mpp, tumor=with_tumor) for path in sources.tissue_from)
+    return replace(real, tissues=tuple(tissues))
 
 
 def draw_fields(
@@ -317,7 +333,7 @@ def draw_fields(
     Parameters
     ----------
     sources
-        Real images to make fields of kind ``nuclei`` from.
+        Real images to make fields from.
     workers
         Processes; the number of processors where it is ``None``. The result does not depend on it.
 
@@ -344,10 +360,9 @@ def draw_fields(
 
 
 def _origin(sources: Sources) -> str:
-    if sources.nuclei_from is None:
-        return "drawn"
-    tissue = "".join(f", tissue of {path.name}" for path in sources.tissue_from)
-    return f"nuclei of {sources.nuclei_from.name}{tissue}, re-stained"
+    parts = [] if sources.nuclei_from is None else [f"nuclei of {sources.nuclei_from.name}"]
+    parts += [f"tissue of {path.name}" for path in sources.tissue_from]
+    return f"{', '.join(parts)}, re-stained" if parts else "drawn"
 
 
 def _description(options: FieldOptions, sources: Sources) -> dict[str, Any]:

@@ -42,7 +42,7 @@ from ki67.networks import (
     write_whole,
 )
 from ki67.training import datasets as data
-from ki67.training.augmentation import NO_AUGMENTATION, Augmentation
+from ki67.training.augmentation import NO_AUGMENTATION, Augmentation, mix
 from ki67.training.calibration import calibrate, write_familiar_ranges
 from ki67.training.outlined_centers import outline_centers
 from ki67.training.scores import score_nuclei, score_tumor
@@ -85,6 +85,8 @@ class FitOptions:
         Share of each dataset's groups that is held out.
     dataset_shares
         Name of a dataset to its share of the training tiles, relative to the others; by default each dataset's area.
+    mixed_share
+        Share of the tiles that are put together from places in two images; see ``ki67.training.augmentation.mix``.
     augmentation
         Random changes of tiles.
     allow_unlicensed
@@ -112,6 +114,7 @@ class FitOptions:
     outlines_from: str = ""
     validation_share: float = 0.1
     dataset_shares: dict[str, float] = field(default_factory=dict)
+    mixed_share: float = 0.0
     augmentation: Augmentation = field(default_factory=Augmentation)
     allow_unlicensed: bool = False
     checkpoint_seconds: float = 120.0
@@ -223,6 +226,11 @@ class TrainingTiles(Dataset[tuple[NDArray[np.uint8], NDArray[np.uint8]]]):
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         random = np.random.default_rng([self._options.seed, self._first + index])
+        if self._options.mixed_share and random.random() < self._options.mixed_share:
+            return mix(self._tile(random), self._tile(random), random)
+        return self._tile(random)
+
+    def _tile(self, random: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         image = self._images[int(np.searchsorted(self._cumulative, random.random(), side="right"))]
         return self._options.augmentation.apply(image.rgb, image.target, self._options.spec.tile_px, random)
 

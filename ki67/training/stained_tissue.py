@@ -47,6 +47,8 @@ class Tissue:
         bool ``(H, W)``: outside of all nuclei, but perhaps wrongly so.
     mpp
         Microns per pixel.
+    tumor
+        bool ``(H, W)``: where a person drew tumour; None where nobody was asked.
     """
 
     hematoxylin: Floats
@@ -55,6 +57,7 @@ class Tissue:
     sure: NDArray[np.bool_]
     doubtful: NDArray[np.bool_]
     mpp: float
+    tumor: NDArray[np.bool_] | None = None
 
 
 def stain_amounts(rgb: NDArray[np.uint8]) -> tuple[Floats, Floats]:
@@ -106,19 +109,21 @@ def read_tissue(rgb: NDArray[np.uint8], mpp: float, teacher: Predictor) -> Tissu
 class StainedTissue:
     """A square of tissue in a Ki-67 stain: uint8 ``(N, N, 3)``, int32 labels, class of each label from 1.
 
-    Doubtful pixels are labels of the class ``OTHER``.
+    Doubtful pixels are labels of the class ``OTHER``. ``tumor`` is bool ``(N, N)``, nowhere where nobody drew any.
     """
 
     rgb: NDArray[np.uint8]
     labels: NDArray[np.int32]
     classes: NDArray[np.int64]
+    tumor: NDArray[np.bool_]
 
 
 def stain_tissue(
     tissue: Tissue, look: Look, fraction: float, size_px: int, mpp: float, rng: np.random.Generator
 ) -> StainedTissue:
     """A random square of the tissue, turned and mirrored, with about this fraction of its nuclei positive."""
-    hematoxylin, eosin, labels, doubtful, numbers = _square(tissue, size_px, mpp, rng)
+    square = _square(tissue, size_px, mpp, rng)
+    hematoxylin, eosin, labels, numbers = square.hematoxylin, square.eosin, square.labels, square.numbers
     positive = _positive(labels, len(numbers), fraction, mpp, rng)
     dab = nuclear_dab(look, positive, rng)
     depth = np.minimum(cv2.distanceTransform((labels > 0).astype(np.uint8), cv2.DIST_L2, 3) * mpp / 2.5, 1)
@@ -156,8 +161,8 @@ def stain_tissue(
     light = light * np.float32(1 - glare) + np.float32(255 * glare)
     rgb = expose(light, look, (int(rng.integers(2**31)), int(rng.integers(2**31))))
     kinds = np.where(tissue.sure[numbers], np.where(positive, POSITIVE, NEGATIVE), OTHER)
-    answered = np.where(doubtful & (labels == 0), len(numbers) + 1, labels).astype(np.int32)
-    return StainedTissue(rgb, answered, np.append(kinds, OTHER))
+    answered = np.where(square.doubtful & (labels == 0), len(numbers) + 1, labels).astype(np.int32)
+    return StainedTissue(rgb, answered, np.append(kinds, OTHER), square.tumor)
 
 
 def _dab_texture(hematoxylin: Floats, contrast: float) -> Floats:
@@ -194,10 +199,19 @@ def _positive(
     return rng.random(count) < 1 / (1 + np.exp(-odds))
 
 
-def _square(
-    tissue: Tissue, size_px: int, mpp: float, rng: np.random.Generator
-) -> tuple[Floats, Floats, NDArray[np.int32], NDArray[np.bool_], NDArray[np.intp]]:
-    """Amounts, labels numbered anew from 1 and doubt, all ``(size, size)``, and the old number of each label."""
+@dataclass(frozen=True)
+class _Square:
+    """A square of a tissue, all ``(N, N)``: labels numbered anew from 1, and the old number of each."""
+
+    hematoxylin: Floats
+    eosin: Floats
+    labels: NDArray[np.int32]
+    numbers: NDArray[np.intp]
+    doubtful: NDArray[np.bool_]
+    tumor: NDArray[np.bool_]
+
+
+def _square(tissue: Tissue, size_px: int, mpp: float, rng: np.random.Generator) -> _Square:
     step = mpp / tissue.mpp
     angle = rng.uniform(0, 2 * np.pi)
     flip = rng.choice([-1.0, 1.0])
@@ -211,10 +225,13 @@ def _square(
     # OpenCV warps no integers of 32 bits.
     labels = _warped(tissue.labels.astype(np.float32), matrix, size, cv2.INTER_NEAREST).astype(np.int32)
     doubtful = _warped(tissue.doubtful.astype(np.float32), matrix, size, cv2.INTER_NEAREST) > 0
+    tumor = np.zeros((size_px, size_px), dtype=bool)
+    if tissue.tumor is not None:
+        tumor = _warped(tissue.tumor.astype(np.float32), matrix, size, cv2.INTER_NEAREST) > 0
     numbers, renumbered = np.unique(labels, return_inverse=True)
     shift = 0 if numbers[0] == 0 else 1
     labels = (renumbered.reshape(size) + shift).astype(np.int32)
-    return hematoxylin, eosin, labels, doubtful, np.asarray(numbers[numbers > 0], dtype=np.intp)
+    return _Square(hematoxylin, eosin, labels, np.asarray(numbers[numbers > 0], dtype=np.intp), doubtful, tumor)
 
 
 def _warped(layer: Floats, matrix: NDArray[np.float64], size: tuple[int, int], way: int) -> Floats:

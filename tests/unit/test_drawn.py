@@ -226,8 +226,10 @@ def test_folder_without_nuclei_and_tumour_fields_of_real_nuclei_are_refused(tmp_
     empty = Sources(nuclei_from=tmp_path / "empty")
     with pytest.raises(Ki67Error, match=r"empty holds no images/\*\.png with labels"):
         draw_fields(FieldOptions("nuclei", 1), tmp_path / "a", sources=empty, workers=1)
-    with pytest.raises(Ki67Error, match="kind nuclei only, not tumor_he"):
+    with pytest.raises(Ki67Error, match="kind tumor_he cannot be made from nuclei or tissue; leave both out"):
         draw_fields(FieldOptions("tumor_he", 1), tmp_path / "b", sources=empty, workers=1)
+    with pytest.raises(Ki67Error, match="kind tumor_ki67 cannot be made from nuclei; leave nuclei_from out"):
+        draw_fields(FieldOptions("tumor_ki67", 1), tmp_path / "c", sources=empty, workers=1)
 
 
 def test_tissue_without_a_teacher_or_nuclei_beside_it_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ki67.phantom.look import random_look
+from ki67.training.drawn import FieldOptions, RealNuclei, draw_field
 from ki67.training.stained_tissue import Tissue, stain_amounts, stain_tissue
 from ki67.training.targets import NEGATIVE, OTHER, POSITIVE
 
@@ -78,3 +79,25 @@ def test_what_is_doubtful_is_left_out() -> None:
 
 def test_the_same_numbers_give_the_same_field() -> None:
     np.testing.assert_array_equal(stained(0.4, 3).rgb, stained(0.4, 3).rgb)
+
+
+def test_drawn_tumour_turns_with_its_tissue() -> None:
+    whole = tissue()
+    assert not stained(0.5).tumor.any(), "nobody drew any"
+    # Tumour drawn exactly around the nuclei must lie around the nuclei of the square too.
+    around = replace(whole, tumor=whole.labels > 0)
+    rng = np.random.default_rng(3)
+    look = replace(random_look(rng, "ki67"), nucleus_strength=0.9)
+    field = stain_tissue(around, look, 0.5, 128, 0.5, rng)
+    nuclei = (field.labels > 0) & (field.labels < len(field.classes))
+    assert field.tumor.any()
+    assert np.array_equal(field.tumor, nuclei)
+
+
+def test_tumour_fields_are_made_of_tissue_with_its_drawn_tumour() -> None:
+    around = replace(tissue(), tumor=np.ones((128, 128), dtype=bool))
+    real = RealNuclei([], None, ((around,),))
+    fields = [draw_field(FieldOptions("tumor_ki67", 12, size_px=96), index, real) for index in range(12)]
+    assert all(field.labels is None and field.mask is not None for field in fields)
+    full = [bool((field.mask == 255).all()) for field in fields]
+    assert 3 <= sum(full) < 12, "three fifths are of the tissue, the others are drawn"
