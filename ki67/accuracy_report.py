@@ -23,6 +23,7 @@ from ki67.nuclei_evaluation import (
     f1_scores,
     joint_index_scores,
 )
+from ki67.score_table import best_median_worst, markdown_table, score_cell
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,8 @@ def evaluate_with_pictures(folder: Path, detector: Detects) -> tuple[dict[str, A
         shown.append(_Shown(score, result.name, error_picture(field, nuclei, MATCH_UM / detector.mpp, title)))
 
     record = evaluate_nuclei(folder, detector, on_field=draw)
-    ranked = sorted((entry for entry in shown if not np.isnan(entry.score)), key=lambda entry: -entry.score)
-    places = {"best": 0, "median": len(ranked) // 2, "worst": len(ranked) - 1} if ranked else {}
-    return record, {name: ranked[place].picture for name, place in places.items()}
+    places = best_median_worst([entry.score for entry in shown])
+    return record, {name: shown[place].picture for name, place in places.items()}
 
 
 def evaluate_changes(folder: Path, detector: Detects, unchanged: dict[str, Any]) -> dict[str, Any]:
@@ -63,10 +63,7 @@ def accuracy_row(record: dict[str, Any]) -> dict[str, str]:
     index, intervals = record["index"], record["intervals"]
 
     def cell(value: float | None, name: str, digits: int) -> str:
-        if value is None or np.isnan(value):
-            return ""
-        low, high = intervals.get(name, (value, value))
-        return f"{value:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+        return score_cell(value, intervals.get(name), digits)
 
     row = {"dataset": record["dataset"], "method": record.get("method", ""), "fields": str(len(record["images"]))}
     row |= {f"F1 {kind}": cell(record["pooled"][kind]["f1"], f"f1_{kind}", 2) for kind in KINDS}
@@ -82,17 +79,13 @@ def accuracy_row(record: dict[str, Any]) -> dict[str, str]:
 
 def accuracy_table(records: Sequence[dict[str, Any]]) -> str:
     """Evaluations as a Markdown table: a row for each dataset and method, and one for all fields of each method."""
-    rows = [accuracy_row(record) for record in records]
-    if not rows:
-        return ""
-    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-    lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
+    table = markdown_table([accuracy_row(record) for record in records])
     for method in dict.fromkeys(record.get("method", "") for record in records):
         joint = joint_index_scores(record for record in records if record.get("method", "") == method)
         if joint["fields"]:
-            lines.append(
+            table += (
                 f"| all | {method} | {joint['fields']} | | | | {joint['rmse']:.3f} | {joint['bias']:+.3f} | "
                 f"{joint['weighted_kappa']:.2f} | {joint['category_accuracy']:.0%}, far from cut-offs "
-                f"{joint['category_accuracy_clear']:.0%} of {joint['clear_fields']} |"
+                f"{joint['category_accuracy_clear']:.0%} of {joint['clear_fields']} |\n"
             )
-    return "\n".join(lines) + "\n"
+    return table

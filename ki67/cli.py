@@ -248,6 +248,38 @@ def evaluate_nuclei(
         write_json(out, records[0] if len(records) == 1 else {"evaluations": records})
 
 
+@evaluate.command("tumor")
+def evaluate_tumor(
+    datasets: Annotated[list[Path], typer.Argument(help="Dataset folders of kind tumor, or with roi_masks.")],
+    model: Annotated[Path, typer.Option(help="Folder of a tumour network, such as resources/models/tumor_he.")],
+    out: Annotated[Path | None, typer.Option(help="JSON file for all results; of several datasets a list.")] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder for ROC curves and the best, median and worst image.")
+    ] = None,
+    images: Annotated[list[str] | None, typer.Option(help="Only images of this name or pattern, such as 10*.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[PrecisionName, typer.Option(help="In which numbers.")] = PrecisionName.AUTO,
+) -> None:
+    """How well a network finds tumour: per pixel, per patch of 64 µm, and as the workflow's mask."""
+    from ki67.networks import load_network
+    from ki67.storage import write_image_png, write_json
+    from ki67.tumor_evaluation import evaluate_tumor as measure
+    from ki67.tumor_report import roc_picture, tumor_pictures, tumor_table
+
+    network = load_network(model, device=device, precision=precision.value)
+    records = []
+    for folder in datasets:
+        evaluation = measure(folder, network, images=images or ())
+        if pictures:
+            drawn = {"roc": roc_picture(evaluation), **tumor_pictures(folder, network, evaluation)}
+            for name, picture in drawn.items():
+                write_image_png(pictures / f"{evaluation.dataset}_{network.spec.name}_{name}.png", picture)
+        records.append(evaluation.to_json())
+    typer.echo(tumor_table(records))
+    if out:
+        write_json(out, records[0] if len(records) == 1 else {"evaluations": records})
+
+
 @evaluate.command("registration")
 def evaluate_registration(
     pairs: Annotated[Path, typer.Argument(help="Table of image pairs with landmarks (pairs.csv).")],

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import cohen_kappa_score
 from tqdm import tqdm
 
+from ki67.bootstrap import percentile_intervals
 from ki67.evaluation_fields import EvaluationField, read_evaluation_fields
 from ki67.extraction import Nuclei
 from ki67.field_changes import UNCHANGED, FieldChange
@@ -29,7 +30,6 @@ FEWEST_NUCLEI = 50
 """Fields of fewer annotated tumour nuclei say too little about an index."""
 CUTOFF_MARGIN = 0.05
 """Fields whose index is farther from every cut-off should be of the right category."""
-BOOTSTRAPS = 1000
 KINDS = {"positive": (POSITIVE,), "negative": (NEGATIVE,), "detection": (POSITIVE, NEGATIVE)}
 
 
@@ -295,21 +295,15 @@ def _kappa(theirs: list[int], ours: list[int], categories: int) -> float:
 
 
 def bootstrap_intervals(results: Sequence[FieldResult], *, seed: int = 0) -> dict[str, list[float]]:
-    """95 % percentile intervals of the pooled scores and errors of the index, from ``BOOTSTRAPS`` draws of fields."""
-    random = np.random.default_rng(seed)
-    draws: dict[str, list[float]] = {}
-    for _ in range(BOOTSTRAPS):
-        drawn = [results[index] for index in random.integers(len(results), size=len(results))]
-        values = {f"f1_{name}": scores["f1"] for name, scores in _pooled(drawn).items()}
-        index = index_scores(drawn)
-        values |= {name: index[name] for name in ("rmse", "mae", "bias", "weighted_kappa") if name in index}
-        for name, value in values.items():
-            draws.setdefault(name, []).append(value)
-    return {
-        name: [float(limit) for limit in np.nanpercentile(values, [2.5, 97.5])]
-        for name, values in draws.items()
-        if not np.isnan(values).all()
-    }
+    """95 % percentile intervals of the pooled scores and errors of the index, from draws of fields."""
+
+    def statistics(drawn: NDArray[np.int64]) -> dict[str, float]:
+        fields = [results[index] for index in drawn]
+        values = {f"f1_{name}": scores["f1"] for name, scores in _pooled(fields).items()}
+        index = index_scores(fields)
+        return values | {name: index[name] for name in ("rmse", "mae", "bias", "weighted_kappa") if name in index}
+
+    return percentile_intervals(len(results), statistics, seed=seed)
 
 
 def joint_index_scores(evaluations: Iterable[dict[str, Any]]) -> dict[str, Any]:

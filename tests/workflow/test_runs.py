@@ -239,20 +239,21 @@ def test_a_change_in_a_module_runs_the_rules_that_use_it_and_what_follows(
 
 
 LEARNING = ("train", "train_forest", "draw_fields")
+TUMOR_EVALUATION = ("evaluate_tumor", "evaluate")
 
 
 @pytest.mark.parametrize(
     ("module", "scripts"),
     [
-        ("tissue", {"check"}),
+        ("tissue", {"check", *TUMOR_EVALUATION}),
         ("registration", {"register"}),
-        ("tumor", {"tumor", "transfer"}),
+        ("tumor", {"tumor", "transfer", *TUMOR_EVALUATION}),
         ("tumor_mask", {"tumor", "transfer"}),
-        ("networks", {"tumor", "transfer", "nuclei", *LEARNING, "evaluate_nuclei", "evaluate"}),
+        ("networks", {"tumor", "transfer", "nuclei", *LEARNING, "evaluate_nuclei", "evaluate_tumor", "evaluate"}),
         ("nuclei", {"nuclei", *LEARNING, "evaluate_nuclei"}),
         ("index", {"index", "cohort", "evaluate_nuclei", "evaluate"}),
         ("cohort", {"cohort"}),
-        ("figures", {"register", "index", "cohort"}),
+        ("figures", {"register", "index", "cohort", *TUMOR_EVALUATION}),
         ("phantom/draw", {"draw_fields"}),
         ("sheet", set()),
     ],

@@ -140,3 +140,56 @@ def test_evaluation_without_a_dataset_says_what_to_name(workflow: Workflow) -> N
     result = workflow.run("--dry-run", "--", "evaluate")
     assert result.returncode != 0
     assert "evaluate.nuclei.datasets names no dataset yet; add a folder with a dataset.yaml" in result.stdout
+
+
+def write_tumor(folder: Path, stain: str) -> None:
+    """A dataset of one image whose tumour is its dark half."""
+    import cv2
+    import numpy as np
+
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True)
+    (folder / "dataset.yaml").write_text(f"{{kind: tumor, mpp: 1.0, stain: {stain}}}", encoding="utf-8")
+    mask = np.zeros((256, 256), dtype=np.uint8)
+    mask[:, :128] = 255
+    cv2.imwrite(str(folder / "masks" / "a.png"), mask)
+    cv2.imwrite(str(folder / "images" / "a.png"), 255 - mask // 2)
+
+
+@pytest.mark.usefixtures("shipped_networks")
+def test_evaluation_of_tumour_writes_a_table_and_pictures(workflow: Workflow) -> None:
+    write_tumor(workflow.folder / "regions", "he")
+    settings = "evaluate={'tumor': {'datasets': ['regions'], 'models': ['tumor_he_coarse']}}"
+    result = workflow.run("--config", settings, "--", "evaluate")
+    assert result.returncode == 0, result.stdout
+    folder = workflow.folder / "evaluation" / "tumor"
+    assert "| regions | tumor_he_coarse | no | 1 |" in (folder / "accuracy.md").read_text(encoding="utf-8")
+    assert {path.name for path in (folder / "tumor_he_coarse").iterdir()} == {
+        "regions.json",
+        *(f"regions_{name}.png" for name in ("roc", "best", "median", "worst")),
+    }
+
+
+@pytest.mark.usefixtures("shipped_networks")
+def test_networks_look_at_the_datasets_of_their_stain(workflow: Workflow) -> None:
+    write_tumor(workflow.folder / "a", "he")
+    write_tumor(workflow.folder / "b", "ki67")
+    write_annotated(workflow.folder / "fields")
+    settings = "evaluate={'tumor': {'datasets': ['a', 'b']}, 'nuclei': {'datasets': ['fields']}}"
+    planned = workflow.planned("--config", settings, "--", "evaluate")
+    assert planned == {"evaluate": 1, "accuracy_table": 2, "evaluate_nuclei": 1, "evaluate_tumor": 3}
+    settings = "evaluate={'tumor': {'datasets': ['a'], 'models': ['tumor_he', 'tumor_ki67']}}"
+    planned = workflow.planned("--config", settings, "--", "evaluation/tumor/accuracy.md")
+    assert planned == {"accuracy_table": 1, "evaluate_tumor": 1}
+
+
+@pytest.mark.usefixtures("shipped_networks")
+def test_evaluation_of_tumour_without_a_stain_says_what_to_write(workflow: Workflow) -> None:
+    write_tumor(workflow.folder / "regions", "''")
+    settings = "evaluate={'tumor': {'datasets': ['regions']}}"
+    result = workflow.run("--dry-run", "--config", settings, "--", "evaluate")
+    assert result.returncode != 0
+    assert (
+        "names regions, which holds no dataset.yaml with a stain; write stain: he or stain: ki67 into it"
+        in result.stdout
+    )

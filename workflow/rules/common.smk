@@ -1,6 +1,7 @@
 """What the rules share: the checked settings and sample sheet, and where the files of a slide are."""
 
 import hashlib
+import json
 import os
 from functools import cache
 from pathlib import Path
@@ -30,6 +31,7 @@ NUCLEI_MODELS = {
     "color_threshold": None,
     "random_forest": "nuclei_forest",
 }
+TUMOR_MODELS = ("tumor_he", "tumor_he_coarse", "tumor_ki67")
 MODEL_FILES = {"nuclei_forest": "forest.safetensors"}
 # What the fields of each model show.
 FIELD_KINDS = {
@@ -231,20 +233,52 @@ def teacher_file(wildcards) -> list[str]:
     return [f"{folder}/weights.safetensors"] if folder else []
 
 
-def evaluation_folder(dataset: str) -> str:
-    """Folder of a dataset to evaluate on, by its name."""
-    for folder in SETTINGS["evaluate"]["nuclei"]["datasets"]:
+def evaluation_folder(dataset: str, kind: str) -> str:
+    """Folder of a dataset to evaluate nuclei or tumour on, by its name."""
+    for folder in SETTINGS["evaluate"][kind]["datasets"]:
         if Path(folder).name == dataset:
             return folder
-    raise WorkflowError(f"evaluate.nuclei.datasets names no folder called {dataset}")
+    raise WorkflowError(f"evaluate.{kind}.datasets names no folder called {dataset}")
 
 
-def evaluation_records(wildcards) -> list[str]:
-    chosen = SETTINGS["evaluate"]["nuclei"]
-    if not chosen["datasets"]:
-        raise WorkflowError("evaluate.nuclei.datasets names no dataset yet; add a folder with a dataset.yaml")
-    names = [Path(folder).name for folder in chosen["datasets"]]
-    return [f"evaluation/nuclei/{method}/{name}.json" for method in chosen["methods"] for name in names]
+def evaluation_tables(wildcards) -> list[str]:
+    kinds = [kind for kind in ("nuclei", "tumor") if SETTINGS["evaluate"][kind]["datasets"]]
+    if not kinds:
+        raise WorkflowError(
+            "evaluate.nuclei.datasets names no dataset yet; add a folder with a dataset.yaml, or one of tumour to "
+            "evaluate.tumor.datasets"
+        )
+    return [f"evaluation/{kind}/accuracy.md" for kind in kinds]
+
+
+def evaluation_records(kind: str) -> list[str]:
+    chosen = SETTINGS["evaluate"][kind]
+    pairs = (
+        [(method, folder) for method in chosen["methods"] for folder in chosen["datasets"]]
+        if kind == "nuclei"
+        else [(model, folder) for folder in chosen["datasets"] for model in tumor_models(folder)]
+    )
+    return [f"evaluation/{kind}/{source}/{Path(folder).name}.json" for source, folder in pairs]
+
+
+def tumor_models(folder: str) -> list[str]:
+    """The networks of ``evaluate.tumor.models`` that are of the stain of a dataset."""
+    try:
+        stain = yaml.safe_load(Path(folder, "dataset.yaml").read_text(encoding="utf-8"))["stain"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        stain = None
+    if stain not in ("he", "ki67"):
+        raise WorkflowError(
+            f"evaluate.tumor.datasets names {folder}, which holds no dataset.yaml with a stain; write stain: he or "
+            "stain: ki67 into it"
+        )
+    wanted = [name for name in SETTINGS["evaluate"]["tumor"]["models"] if SETTINGS["models"][name]]
+    models = [name for name in wanted if json.loads(Path(model_file(name)).read_text())["stain"] == stain]
+    if not models:
+        raise WorkflowError(
+            f"evaluate.tumor.models names no network for the stain {stain} of {folder}; add one or leave it out"
+        )
+    return models
 
 
 def cohort_files(wildcards) -> list[str]:

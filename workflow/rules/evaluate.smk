@@ -1,9 +1,9 @@
-# Accuracy on annotated images: a folder a dataset and method, and one table of all.
+# Accuracy on annotated images: files a dataset and a method or network, and a table of all.
 
 
 rule evaluate_nuclei:
     input:
-        description=lambda wildcards: f"{evaluation_folder(wildcards.dataset)}/dataset.yaml",
+        description=lambda wildcards: f"{evaluation_folder(wildcards.dataset, 'nuclei')}/dataset.yaml",
         model=lambda wildcards: model_file(NUCLEI_MODELS[wildcards.method]) if NUCLEI_MODELS[wildcards.method] else [],
     output:
         record="evaluation/nuclei/{method}/{dataset}.json",
@@ -30,16 +30,53 @@ rule evaluate_nuclei:
         "../scripts/evaluate_nuclei.py"
 
 
-rule evaluate:
+rule evaluate_tumor:
     input:
-        records=evaluation_records,
+        description=lambda wildcards: f"{evaluation_folder(wildcards.dataset, 'tumor')}/dataset.yaml",
+        model=lambda wildcards: model_file(wildcards.model),
     output:
-        table="evaluation/nuclei/accuracy.md",
+        record="evaluation/tumor/{model}/{dataset}.json",
+        roc="evaluation/tumor/{model}/{dataset}_roc.png",
+        best="evaluation/tumor/{model}/{dataset}_best.png",
+        median="evaluation/tumor/{model}/{dataset}_median.png",
+        worst="evaluation/tumor/{model}/{dataset}_worst.png",
     log:
-        "logs/evaluate.log",
+        "logs/evaluate_tumor/{model}_{dataset}.log",
+    benchmark:
+        "logs/evaluate_tumor/{model}_{dataset}.tsv"
+    wildcard_constraints:
+        model="|".join(TUMOR_MODELS),
+    conda:
+        "../../envs/torch.yaml"
+    threads: 8
+    resources:
+        mem_mb=8000,
+        runtime=120,
+        gpu=gpus_wanted(),
+    params:
+        settings=lambda wildcards: network_settings("tumor"),
+        code=lambda wildcards: code_of("evaluate_tumor.py"),
+    script:
+        "../scripts/evaluate_tumor.py"
+
+
+rule accuracy_table:
+    input:
+        records=lambda wildcards: evaluation_records(wildcards.kind),
+    output:
+        table="evaluation/{kind}/accuracy.md",
+    log:
+        "logs/evaluate_{kind}.log",
+    wildcard_constraints:
+        kind="nuclei|tumor",
     conda:
         "../../envs/torch.yaml"
     params:
         code=lambda wildcards: code_of("evaluate.py"),
     script:
         "../scripts/evaluate.py"
+
+
+rule evaluate:
+    input:
+        evaluation_tables,
