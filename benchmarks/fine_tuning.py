@@ -23,6 +23,7 @@ from ki67.storage import write_json
 from ki67.training.datasets import image_paths, read_dataset
 from ki67.training.fine_tuning import SHIPPED_NUCLEI, fine_tune
 
+
 def scores(folder: Path, model: Path) -> dict[str, float]:
     """F1 of both classes, their mean, F1 of detection and RMSE of the index on a dataset."""
     record = evaluate_nuclei(folder, load_detector("unet_resnet34", model))
@@ -39,7 +40,15 @@ def one_draw(folder: Path, chosen: argparse.Namespace, seed: int) -> dict[str, A
         others = part_of(folder, set(stems) - taken, Path(temporary) / "others")
         before = scores(others, chosen.model)
         tuned = Path(temporary) / "nuclei_tuned"
-        fine_tune([learned], tuned, start_from=chosen.model, minutes=chosen.minutes, seed=seed, allow_unlicensed=True)
+        fine_tune(
+            [learned],
+            tuned,
+            start_from=chosen.model,
+            minutes=chosen.minutes,
+            steps=chosen.steps,
+            seed=seed,
+            allow_unlicensed=True,
+        )
         return {"seed": seed, "fields": sorted(taken), "before": before, "after": scores(others, tuned)}
 
 
@@ -51,6 +60,7 @@ def main() -> None:
     parser.add_argument("--fields", type=int, default=5)
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--steps", type=int, help="instead of minutes, the same on every machine")
     parser.add_argument("--model", type=Path, default=SHIPPED_NUCLEI)
     chosen = parser.parse_args()
     results = []

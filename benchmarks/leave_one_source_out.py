@@ -3,9 +3,9 @@
     python -m benchmarks.leave_one_source_out he_bcss:1008 he_bcss:1015 he_camelyon --drawn FIELDS --out FOLDER
         [--settings resources/models/train.yaml --network tumor_he --only SOURCE ...]
 
-A source is a dataset, or the images of one that are named behind a colon. Each network is trained as the settings say, on
-the other sources and the drawn fields, with the shares of the datasets that were left. A training that was stopped goes
-on when the command is given again, and one that is finished is only measured.
+A source is a dataset, or the images of one that are named behind a colon. Each network is trained as the settings say,
+on the other sources and the drawn fields, with the shares of the datasets that were left. A training that was stopped
+goes on when the command is given again, and one that is finished is only measured.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from ki67.networks import (
     predict_image,
 )
 from ki67.nuclei import NucleusDetection, Revise, Running, detect_nuclei, stain_amounts
-from ki67.nucleus_review import ReviewOptions, review_nuclei
+from ki67.nucleus_review import ReviewOptions, read_review, review_nuclei
 from ki67.random_forest import load_forest
 from ki67.slides import Slide
 
@@ -187,7 +187,7 @@ def _network_detector(method: Method, folder: Path, device: str, precision: Prec
     network = load_network(folder, device=device, precision=precision)
     predictor = network if network.spec.classes == NUCLEUS_CLASSES else WithMembranes(network)
     identity = {"method": method, **network.identity}
-    return Detector(method, predictor, identity, review=ReviewOptions(), familiar=read_ranges_of_training(folder))
+    return Detector(method, predictor, identity, review=read_review(folder), familiar=read_ranges_of_training(folder))
 
 
 def read_ranges_of_training(folder: Path) -> Ranges | None:

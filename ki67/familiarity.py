@@ -88,6 +88,15 @@ def familiar_ranges(fields: pandas.DataFrame) -> dict[str, tuple[float, float]]:
     return {name: _quantiles(fields[name].dropna().to_numpy()) for name in known}
 
 
+def joined_ranges(one: Ranges, other: Ranges) -> dict[str, tuple[float, float]]:
+    """What is familiar from either of two trainings."""
+    return {
+        name: (min(low for low, _ in known), max(high for _, high in known))
+        for name in sorted({*one, *other})
+        if (known := [ranges[name] for ranges in (one, other) if name in ranges])
+    }
+
+
 def _quantiles(values: NDArray[np.float64]) -> tuple[float, float]:
     low, high = np.quantile(values, QUANTILES)
     return float(low), float(high)

@@ -6,12 +6,15 @@ from a small nucleus by how large the nuclei of this slide are; the same holds f
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ki67.class_calibration import CalibrationOptions, DabLevels, dab_levels, uncertainty
+from ki67.errors import Ki67Error
 
 FEWEST_NUCLEI = 20
 """With fewer nuclei there is nothing to compare one with."""
@@ -38,6 +41,28 @@ class ReviewOptions:
     offset: float = -2.9
     least_plausible: float = 0.5
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+
+
+REVIEW_FILE = "review.json"
+
+
+def read_review(folder: Path) -> ReviewOptions:
+    """What ``review.json`` in the folder of a network says; the usual options where there is none.
+
+    Raises
+    ------
+    Ki67Error
+        If the file is damaged.
+    """
+    path = folder / REVIEW_FILE
+    if not path.exists():
+        return ReviewOptions()
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        calibration = CalibrationOptions(**record.pop("calibration"))
+        return ReviewOptions(**record, calibration=calibration)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise Ki67Error(f"network {folder.name}: {REVIEW_FILE} is damaged; delete it or fine-tune again") from error
 
 
 @dataclass(frozen=True)
@@ -99,8 +124,13 @@ def plausibility(
     """Probability ``(N,)`` that each is a nucleus; 1 for all where there are fewer than ``FEWEST_NUCLEI``."""
     if len(area_um2) < FEWEST_NUCLEI:
         return np.ones(len(area_um2))
-    area = area_um2.astype(np.float64)
-    # Sorted, so that the sum does not depend on the order in which nuclei were found.
-    usual = float(np.sum(np.sort(area) ** 2) / np.sum(np.sort(area)))
-    odds = options.probability_weight * probability + options.size_weight * np.log(area / usual) + options.offset
+    size = size_beside_usual(area_um2.astype(np.float64))
+    odds = options.probability_weight * probability + options.size_weight * size + options.offset
     return np.asarray(1 / (1 + np.exp(-odds)), dtype=np.float64)
+
+
+def size_beside_usual(area_um2: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Logarithm ``(N,)`` of each area over the mean area of all, in which each weighs as much as it is large."""
+    # Sorted, so that the sum does not depend on the order in which nuclei were found.
+    usual = float(np.sum(np.sort(area_um2) ** 2) / np.sum(np.sort(area_um2)))
+    return np.asarray(np.log(area_um2 / usual))

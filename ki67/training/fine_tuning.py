@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from ki67.detectors import FAMILIAR_FILE, load_detector, read_ranges_of_training
 from ki67.errors import Ki67Error
+from ki67.familiarity import joined_ranges
 from ki67.networks import NUCLEUS_CLASSES, WHOLE_NUCLEUS_CLASSES, NetworkSpec, read_spec
+from ki67.nucleus_review import REVIEW_FILE
+from ki67.storage import write_json
+from ki67.training.augmentation import Augmentation
 from ki67.training.datasets import Dataset, image_paths, read_dataset
 from ki67.training.fit import FitOptions, Fitted, fit
+from ki67.training.review_fitting import fit_review
+
+log = logging.getLogger(__name__)
 
 SHIPPED_NUCLEI = Path(__file__).resolve().parents[2] / "resources" / "models" / "nuclei"
-LEARNING_RATE = 2e-4
-"""A fifth of that of a training from the beginning, so that what was learnt is adapted and not replaced."""
+LEARNING_RATE = 3e-4
+"""A third of that of a training from the beginning, so that what was learnt is adapted and not replaced."""
+AUGMENTATION = Augmentation(
+    scale=0.15,
+    stain_gain=0.2,
+    stain_offset=0.02,
+    stain_tilt=0.03,
+    white_balance=0.03,
+    blur_px=0.8,
+    noise=4.0,
+    jpeg_quality=60,
+)
+"""Half of that of a training from the beginning: a laboratory has one scanner and one protocol."""
 _WARMUP_STEPS = 20
 _VALIDATION_SHARE = 0.1
 _FEWEST_GROUPS_TO_HOLD_OUT = 10
@@ -58,6 +78,7 @@ def fine_tuning_options(
         warmup_steps=_WARMUP_STEPS,
         start_from=str(start_from),
         outlines_from=str(start_from) if spec.classes in (NUCLEUS_CLASSES, WHOLE_NUCLEUS_CLASSES) else "",
+        augmentation=AUGMENTATION,
         validation_share=_VALIDATION_SHARE if groups >= _FEWEST_GROUPS_TO_HOLD_OUT else 0.0,
         allow_unlicensed=allow_unlicensed,
         seed=seed,
@@ -94,7 +115,26 @@ def fine_tune(
         seed=seed,
         allow_unlicensed=allow_unlicensed,
     )
-    return fit(options, datasets, folder, on_step=on_step)
+    fitted = fit(options, datasets, folder, on_step=on_step)
+    if options.outlines_from:
+        _adapt_review(datasets, start_from, folder)
+    return fitted
+
+
+def _adapt_review(datasets: list[Path], start_from: Path, folder: Path) -> None:
+    """Fit the review of nuclei to the annotated fields, and keep what the network knew before familiar."""
+    before, now = read_ranges_of_training(start_from), read_ranges_of_training(folder)
+    if before and now:
+        write_json(folder / FAMILIAR_FILE, joined_ranges(before, now))
+    method = "unet_resnet34" if read_spec(folder).classes == NUCLEUS_CLASSES else "unet_resnet50"
+    review = fit_review(datasets, load_detector(method, folder))
+    if review is not None:
+        write_json(folder / REVIEW_FILE, asdict(review))
+        log.info(
+            "review: nuclei from a plausibility of %g, positive from %g of the way between the levels of DAB",
+            review.least_plausible,
+            review.calibration.share,
+        )
 
 
 def group_count(dataset: Dataset) -> int:

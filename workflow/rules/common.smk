@@ -164,12 +164,11 @@ def nuclei_ranges_file(wildcards) -> list[str]:
 
 
 def ranges_file(network: str) -> list[str]:
-    """Where it has them, the ranges of a network's activations, which decide on its answers in 8-bit integers, and of what
-    it was trained on."""
+    """Where it has them, the ranges of a network's activations, which decide on its answers in 8-bit integers, of what it
+    was trained on, and how its nuclei are reviewed."""
     model = model_file(network)
-    paths = (
-        [os.path.join(os.path.dirname(model), name) for name in ("int8.safetensors", "familiar.json")] if model else []
-    )
+    names = ("int8.safetensors", "familiar.json", "review.json") if model else ()
+    paths = [os.path.join(os.path.dirname(model), name) for name in names]
     return [path for path in paths if os.path.isfile(path)]
 
 
