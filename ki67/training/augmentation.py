@@ -55,9 +55,15 @@ class Augmentation:
     jpeg_quality: int = 40
 
     def apply(
-        self, rgb: NDArray[np.uint8], target: NDArray[np.uint8], tile_px: int, random: np.random.Generator
+        self,
+        rgb: NDArray[np.uint8],
+        target: NDArray[np.uint8],
+        tile_px: int,
+        random: np.random.Generator,
+        *,
+        center_px: tuple[float, float] | None = None,
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """A tile from a random place, changed at random.
+        """A tile from a random or given place, changed at random.
 
         Parameters
         ----------
@@ -65,17 +71,25 @@ class Augmentation:
             uint8 ``(H, W, 3)`` and ``(H, W)``.
         tile_px
             Side of the tile.
+        center_px
+            Column and row of its centre, that of the first pixel being 0; None draws one that keeps the tile inside the
+            image. Where a tile reaches out of the image, this is mirrored.
 
         Returns
         -------
         tuple
             uint8 ``(tile_px, tile_px, 3)`` and ``(tile_px, tile_px)``.
         """
-        tile, answer = self._placed(rgb, target, tile_px, random)
+        tile, answer = self._placed(rgb, target, tile_px, random, center_px)
         return self._scanned(self._stained(tile, random), random), answer
 
     def _placed(
-        self, rgb: NDArray[np.uint8], target: NDArray[np.uint8], tile_px: int, random: np.random.Generator
+        self,
+        rgb: NDArray[np.uint8],
+        target: NDArray[np.uint8],
+        tile_px: int,
+        random: np.random.Generator,
+        center_px: tuple[float, float] | None,
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         angle = np.deg2rad(90 * random.integers(4) + random.uniform(-self.rotation_deg, self.rotation_deg))
         # Source pixels for each pixel of the tile.
@@ -84,8 +98,9 @@ class Augmentation:
         cosine, sine = np.cos(angle), np.sin(angle)
         linear = step * np.array([[cosine, -sine], [sine, cosine]]) @ np.diag([flip, 1.0])
         reach = tile_px / 2 * np.abs(linear).sum(axis=1)
-        center = [_place(length, margin, random) for length, margin in zip(rgb.shape[1::-1], reach, strict=True)]
-        matrix = np.column_stack([linear, np.array(center) - linear @ np.full(2, (tile_px - 1) / 2)])
+        drawn = [_place(length, margin, random) for length, margin in zip(rgb.shape[1::-1], reach, strict=True)]
+        center = np.array(drawn if center_px is None else center_px)
+        matrix = np.column_stack([linear, center - linear @ np.full(2, (tile_px - 1) / 2)])
         return _warped(rgb, matrix, tile_px, cv2.INTER_LINEAR), _warped(target, matrix, tile_px, cv2.INTER_NEAREST)
 
     def _stained(self, tile: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:

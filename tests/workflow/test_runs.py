@@ -248,6 +248,7 @@ LEARNING = ("train", "train_forest", "draw_fields")
         ("registration", {"register"}),
         ("tumor", {"tumor", "transfer"}),
         ("tumor_mask", {"tumor", "transfer"}),
+        ("tumor_methods", {"tumor", "transfer"}),
         ("networks", {"tumor", "transfer", "nuclei", *LEARNING, "evaluate_nuclei", "evaluate"}),
         ("nuclei", {"nuclei", *LEARNING, "evaluate_nuclei"}),
         ("index", {"index", "cohort", "evaluate_nuclei", "evaluate"}),
