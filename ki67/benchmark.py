@@ -22,7 +22,6 @@ from ki67.inference import TILE_PX, InferenceStatistics, Running, keep_freed_mem
 from ki67.networks import Network, Precision, load_network, read_spec
 from ki67.slides import Slide, open_slide
 from ki67.storage import write_nuclei_geojson, write_nuclei_parquet, write_tumor_zarr
-from ki67.tiles import HALO_PX
 from ki67.tissue import find_tissue
 
 _TISSUE_MPP = 8.0
@@ -193,16 +192,16 @@ def time_loops(model: Path, device: str, precision: Precision, threads: int, sec
     """Tiles of 256² a second that a network does in bare loops of many sizes, each after a warm-up."""
     keep_freed_memory()
     network = load_network(model, device=device, precision=precision)
+    window_px = network.block_px[0] + 2 * network.halo_px, network.block_px[1] + 2 * network.halo_px
     results = []
-    for loop in _loops(network.block_px, 1 if network.device.type != "cpu" else threads):
+    for loop in _loops(window_px, 1 if network.device.type != "cpu" else threads):
         rate = _rate(network, loop, threads, seconds)
         results.append({**vars(loop), "tiles_per_second": rate})
     return results
 
 
-def _loops(block_px: tuple[int, int], most_workers: int) -> Iterator[Loop]:
-    window = block_px[0] + 2 * HALO_PX, block_px[1] + 2 * HALO_PX
-    for height, width in ((256, 256), (512, 512), (1024, 1024), window):
+def _loops(window_px: tuple[int, int], most_workers: int) -> Iterator[Loop]:
+    for height, width in ((256, 256), (512, 512), (1024, 1024), window_px):
         for batch_size in (1, 4, 16):
             if batch_size * height * width <= _LARGEST_LOOP_PX:
                 for workers in sorted({1, most_workers}):

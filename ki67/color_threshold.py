@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ki67.networks import NUCLEUS_CLASSES
 from ki67.stain import OD_TO_HED, optical_density
+from ki67.tiles import HALO_PX
 
 # Amounts of stain are integers in steps of 2 ** -12: integers are smoothed to the same values everywhere in an image.
 _STEPS = 2**12
@@ -85,6 +86,7 @@ class ColorThreshold:
     options: ColorThresholdOptions = field(default_factory=ColorThresholdOptions)
     spec: FixedSpec = field(default_factory=lambda: FixedSpec("color_threshold"))
     block_px: tuple[int, int] = (1024, 1536)
+    halo_px: int = HALO_PX
 
     @cached_property
     def device(self) -> torch.device:

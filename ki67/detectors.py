@@ -223,6 +223,7 @@ class WithMembranes:
         self.spec: NetworkSpec = replace(network.spec, classes=NUCLEUS_CLASSES)
         self.device: torch.device = network.device
         self.block_px: tuple[int, int] = network.block_px
+        self.halo_px: int = network.halo_px
 
     def predict_levels(self, batch: NDArray[np.uint8], halo_px: int) -> NDArray[np.uint8]:
         """Probabilities uint8 ``(N, 5, H - 2 * halo, W - 2 * halo)``, 255 for 1, of RGB tiles ``(N, H, W, 3)``."""

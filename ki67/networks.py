@@ -1,4 +1,4 @@
-"""The segmentation networks: how they are built, kept on disk with their provenance, and run on tiles."""
+"""The networks: how they are built, kept on disk with their provenance, and run on tiles."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ki67.errors import Ki67Error, Stain
+from ki67.patch_classifier import PatchClassifier, between_cells, cut_patches, patch_halo_px
 from ki67.quantized import QuantizedNetwork, Ranges, computes_int8
+from ki67.tiles import CELL_PX, HALO_PX
 
 log = logging.getLogger(__name__)
 
-Architecture = Literal["unet_densenet121", "unet_resnet34", "unet_resnet50"]
+Architecture = Literal["unet_densenet121", "unet_resnet34", "unet_resnet50", "patches_googlenet"]
 Precision = Literal["auto", "int8", "bfloat16", "float32"]
 
 RANGES_FILE = "int8.safetensors"
+NO_INT8 = "does not compute in 8-bit integers"
 # Multiples of 256. The larger a window, the smaller the share of its halo, and the more memory its layers take.
 BLOCK_PX: dict[Precision, tuple[int, int]] = {
     "int8": (1024, 1536),
@@ -45,7 +48,10 @@ ENCODERS: dict[str, str] = {
     "unet_densenet121": "densenet121",
     "unet_resnet34": "resnet34",
     "unet_resnet50": "resnet50",
+    "patches_googlenet": "googlenet",
 }
+PATCH_ARCHITECTURES: frozenset[Architecture] = frozenset({"patches_googlenet"})
+"""Those that give one answer a patch; the others, U-Nets, give one a pixel."""
 NUCLEUS_CLASSES = (
     "background",
     "positive_nucleus",
@@ -59,9 +65,13 @@ TUMOR_CLASSES = ("tumor",)
 # The colours that ImageNet encoders were trained with; used from scratch too, so that either start fits one spec.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# Those of torchvision's GoogLeNet came from another project, which brought colours to -1 to 1.
+GOOGLENET_MEAN = GOOGLENET_STD = (0.5, 0.5, 0.5)
 _NO_WEIGHTS = (pickle.UnpicklingError, safetensors.SafetensorError)
 # Five halvings in the encoder.
 STRIDE_PX = 32
+# Always so many at once, however many there are, so that no answer depends on what else is asked.
+_PATCHES_ON_CPU, _PATCHES_ON_GPU = 16, 256
 _Number = TypeVar("_Number", bound=np.generic)
 
 
@@ -74,7 +84,7 @@ class NetworkSpec:
     name
         Name of the network, as its folder is called (``nuclei``, ``tumor_he``, ``tumor_ki67``).
     architecture
-        U-Net with one of the encoders of ``ENCODERS``.
+        One of ``ENCODERS``: a U-Net with that encoder, or a classifier of patches.
     classes
         One name for each output channel. A single class is a sigmoid, several are a softmax.
     stain
@@ -82,7 +92,11 @@ class NetworkSpec:
     mpp
         Microns per pixel of its input.
     tile_px
-        Side of the tiles it was trained on.
+        Side of the tiles it was trained on, or of the patches it classifies.
+    patch_stride_px
+        Of a classifier of patches: pixels from the centre of a patch to the next, where it answers for a slide.
+    patch_share
+        Of a classifier of patches: a patch is taken for tumour where more than this share of it is.
     mean, std
         Of the RGB values 0-1, in this order.
     threshold
@@ -102,6 +116,8 @@ class NetworkSpec:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     threshold: float = 0.5
+    patch_stride_px: int = 64
+    patch_share: float = 0.5
     sha256: str = ""
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -110,6 +126,18 @@ class NetworkSpec:
             raise Ki67Error(
                 f"network {self.name}: unknown architecture {self.architecture!r}; use one of {', '.join(ENCODERS)}"
             )
+        if self.classifies_patches and not (
+            0 < self.patch_stride_px <= self.tile_px and CELL_PX % self.patch_stride_px == 0
+        ):
+            raise Ki67Error(
+                f"network {self.name}: a patch_stride_px of {self.patch_stride_px} does not fit patches of "
+                f"{self.tile_px} px; use 32, 64 or 128"
+            )
+
+    @property
+    def classifies_patches(self) -> bool:
+        """Whether it gives one answer a patch."""
+        return self.architecture in PATCH_ARCHITECTURES
 
     def to_json(self) -> dict[str, Any]:
         """The spec as plain JSON values."""
@@ -153,11 +181,26 @@ def tumor_spec(name: str, stain: Stain, *, mpp: float = 0.5, tile_px: int = 256)
     )
 
 
+def tumor_patches_spec(name: str, stain: Stain) -> NetworkSpec:
+    """The classifier of tumour patches of one stain: 128 px at 0.5 µm/px, 64 µm."""
+    return NetworkSpec(
+        name=name,
+        architecture="patches_googlenet",
+        classes=TUMOR_CLASSES,
+        stain=stain,
+        tile_px=128,
+        mean=GOOGLENET_MEAN,
+        std=GOOGLENET_STD,
+    )
+
+
 NETWORK_SPECS: dict[str, NetworkSpec] = {
     "tumor_he": tumor_spec("tumor_he", "he"),
     # Sees 5x, where a slide has a sixteenth of the pixels. Tiles of 256 µm, as the smallest annotated images are.
     "tumor_he_coarse": tumor_spec("tumor_he_coarse", "he", mpp=2.0, tile_px=128),
     "tumor_ki67": tumor_spec("tumor_ki67", "ki67"),
+    "tumor_he_patches": tumor_patches_spec("tumor_he_patches", "he"),
+    "tumor_ki67_patches": tumor_patches_spec("tumor_ki67_patches", "ki67"),
     "nuclei": nuclei_spec(),
     "nuclei_teacher": nuclei_spec("nuclei_teacher"),
     "nuclei_resnet50": whole_nuclei_spec(),
@@ -169,9 +212,12 @@ def build_network(spec: NetworkSpec) -> nn.Module:
     """The network with random weights, in ``channels_last`` memory format.
 
     U-Net: Ronneberger et al. 2015; ResNet: He et al. 2016; DenseNet: Huang et al. 2017; all from
-    segmentation_models_pytorch.
+    segmentation_models_pytorch. GoogLeNet: Szegedy et al. 2015, from torchvision.
     """
-    module = smp.Unet(ENCODERS[spec.architecture], encoder_weights=None, classes=len(spec.classes))
+    classes = len(spec.classes)
+    if spec.classifies_patches:
+        return channels_last(PatchClassifier(classes), torch.device("cpu"))
+    module = smp.Unet(ENCODERS[spec.architecture], encoder_weights=None, classes=classes)
     return channels_last(module, torch.device("cpu"))
 
 
@@ -189,7 +235,8 @@ def initialize_encoder(module: nn.Module, spec: NetworkSpec, source: str) -> str
     Parameters
     ----------
     source
-        ``"imagenet"``: from the local cache of the Hugging Face hub, or the hub, or else from scratch;
+        ``"imagenet"``: from the local cache of the Hugging Face hub, or the hub, or else from scratch (for googlenet
+        from torchvision's cache or download.pytorch.org);
         ``"none"``: from scratch; anything else: path of a local file (``.safetensors``, ``.pt`` or ``.pth``).
 
     Raises
@@ -203,14 +250,17 @@ def initialize_encoder(module: nn.Module, spec: NetworkSpec, source: str) -> str
     if source != "imagenet":
         _load_encoder(module, Path(source), encoder)
         return f"The {encoder} encoder starts from the weights of the file {Path(source).name}."
-    path = _imagenet_file(encoder)
+    of_torchvision = encoder == "googlenet"
+    path = _torchvision_file() if of_torchvision else _imagenet_file(encoder)
     if path is None:
+        place = "download.pytorch.org" if of_torchvision else "the Hugging Face hub"
         return (
             f"The {encoder} encoder starts from random weights, as its ImageNet weights are neither in the local cache "
-            "nor could the Hugging Face hub be reached; name a local file in encoder_weights to use one."
+            f"nor could {place} be reached; name a local file in encoder_weights to use one."
         )
     _load_encoder(module, path, encoder)
-    return f"The {encoder} encoder starts from the ImageNet weights of smp-hub/{encoder}.imagenet."
+    origin = "torchvision" if of_torchvision else f"smp-hub/{encoder}.imagenet"
+    return f"The {encoder} encoder starts from the ImageNet weights of {origin}."
 
 
 def initialize_network(module: nn.Module, spec: NetworkSpec, folder: Path) -> str:
@@ -274,6 +324,23 @@ def _imagenet_file(encoder: str) -> Path | None:
         except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
             continue
     return None
+
+
+def _torchvision_file() -> Path | None:
+    """The ImageNet weights of GoogLeNet."""
+    from torchvision.models import GoogLeNet_Weights
+
+    url = GoogLeNet_Weights.IMAGENET1K_V1.url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if not path.exists():
+        if not _answers(url):
+            return None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), progress=False)
+        except (OSError, RuntimeError):
+            return None
+    return path
 
 
 def _answers(url: str, timeout_s: float = 5.0) -> bool:
@@ -405,7 +472,14 @@ def load_network(folder: Path, *, device: str = "auto", precision: Precision = "
             f"network {spec.name}: its weights do not fit {spec.architecture} with {len(spec.classes)} classes, as "
             "model.json describes it; fetch or train it again"
         ) from error
+    if spec.classifies_patches:
+        return PatchNetwork(module, spec, device=device, precision=precision)
     return Network(module, spec, device=device, precision=precision, ranges=read_ranges(folder, spec))
+
+
+def network_of(module: nn.Module, spec: NetworkSpec, *, device: str = "auto") -> Network:
+    """A module in memory, ready to predict; see ``load_network``."""
+    return (PatchNetwork if spec.classifies_patches else Network)(module, spec, device=device)
 
 
 # ---------------------------------------------------------------------------------------------- running
@@ -451,6 +525,11 @@ class Predictor(Protocol):
     @property
     def block_px(self) -> tuple[int, int]:
         """Height and width of the largest window it should be given."""
+        ...
+
+    @property
+    def halo_px(self) -> int:
+        """How far beyond a window, on every side, it should be shown what lies around."""
         ...
 
     def predict_levels(self, batch: NDArray[np.uint8], halo_px: int) -> NDArray[np.uint8]:
@@ -509,6 +588,11 @@ class Network:
         return BLOCK_PX[self.precision]
 
     @property
+    def halo_px(self) -> int:
+        """How far beyond a window, on every side, it should be shown what lies around."""
+        return HALO_PX
+
+    @property
     def identity(self) -> dict[str, str]:
         """Name, hash of the weights and precision, by which a record says what made a result."""
         return {"name": self.spec.name, "sha256": self.spec.sha256, "precision": self.precision}
@@ -532,7 +616,7 @@ class Network:
         Ki67Error
             If a side is no multiple of 32.
         """
-        return self._one_by_one(batch, lambda logits: self._probabilities(logits).cpu().numpy())
+        return self._one_by_one(batch, lambda pixels: self._probabilities(pixels, 0).cpu().numpy())
 
     @torch.inference_mode()
     def predict_levels(self, batch: NDArray[np.uint8], halo_px: int = 0) -> NDArray[np.uint8]:
@@ -555,12 +639,9 @@ class Network:
         Ki67Error
             If a side is no multiple of 32.
         """
-        end = -halo_px or None
 
-        def levels(logits: torch.Tensor) -> NDArray[np.uint8]:
-            # Channel by channel in memory, as softmax is fastest that way and all that follows takes it so.
-            inner = logits[:, :, halo_px:end, halo_px:end].contiguous(memory_format=torch.contiguous_format)
-            return self._probabilities(inner).mul_(255).round_().to(torch.uint8).cpu().numpy()
+        def levels(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            return self._probabilities(pixels, halo_px).mul_(255).round_().to(torch.uint8).cpu().numpy()
 
         return self._one_by_one(batch, levels)
 
@@ -578,7 +659,7 @@ class Network:
             torch.cuda.synchronize(self.device)
 
     def _one_by_one(
-        self, batch: NDArray[np.uint8], answer: Callable[[torch.Tensor], NDArray[_Number]]
+        self, batch: NDArray[np.uint8], answer: Callable[[NDArray[np.uint8]], NDArray[_Number]]
     ) -> NDArray[_Number]:
         if batch.shape[1] % STRIDE_PX or batch.shape[2] % STRIDE_PX:
             raise Ki67Error(
@@ -588,8 +669,15 @@ class Network:
         # A processor is no faster on several tiles of 512 px than on one, and one by one a tile's result cannot depend
         # on which tiles it shares a batch with.
         at_once = 1 if self.device.type == "cpu" else len(batch)
-        parts = [answer(self._logits(batch[start : start + at_once])) for start in range(0, len(batch), at_once)]
+        parts = [answer(batch[start : start + at_once]) for start in range(0, len(batch), at_once)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _probabilities(self, batch: NDArray[np.uint8], halo_px: int) -> torch.Tensor:
+        """Of every pixel but those of the halo, float32 ``(N, C, H, W)``; its own memory, not that of the logits."""
+        end = -halo_px or None
+        # Channel by channel in memory, as softmax is fastest that way and all that follows takes it so.
+        inner = self._logits(batch)[:, :, halo_px:end, halo_px:end]
+        return self._activated(inner.contiguous(memory_format=torch.contiguous_format))
 
     def _logits(self, batch: NDArray[np.uint8]) -> torch.Tensor:
         return self._module(self._prepared(torch.from_numpy(np.ascontiguousarray(batch)).to(self.device)))
@@ -602,9 +690,61 @@ class Network:
         normalized = torch.addcmul(self._shift, tiles.float(), self._scale).to(self.dtype)
         return normalized.contiguous(memory_format=torch.channels_last)
 
-    def _probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """float32; its own memory, not that of the logits."""
+    def _activated(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.float().sigmoid() if len(self.spec.classes) == 1 else logits.float().softmax(dim=1)
+
+
+class PatchNetwork(Network):
+    """A classifier of patches ready to predict; see ``ki67.patch_classifier`` for what a pixel takes from them.
+
+    Parameters
+    ----------
+    module, spec, device
+        As of ``Network``.
+    precision
+        ``"auto"``, ``"bfloat16"`` or ``"float32"``.
+
+    Raises
+    ------
+    Ki67Error
+        If 8-bit integers are asked for.
+    """
+
+    def __init__(
+        self, module: nn.Module, spec: NetworkSpec, *, device: str = "auto", precision: Precision = "auto"
+    ) -> None:
+        if precision == "int8":
+            raise Ki67Error(f"network {spec.name}: a {spec.architecture} {NO_INT8}; set precision to auto")
+        super().__init__(module, spec, device=device, precision=precision)
+        self._at_once = _PATCHES_ON_CPU if self.device.type == "cpu" else _PATCHES_ON_GPU
+
+    @property
+    def halo_px(self) -> int:
+        """How far beyond a window, on every side, patches reach."""
+        return patch_halo_px(self.spec.tile_px, self.spec.patch_stride_px)
+
+    def random_input(self, batch_size: int, height_px: int, width_px: int) -> torch.Tensor:
+        """The patches of so many windows, without those around them, for timing the network."""
+        cells = -(-height_px // self.spec.patch_stride_px) * -(-width_px // self.spec.patch_stride_px)
+        return super().random_input(batch_size * cells, self.spec.tile_px, self.spec.tile_px)
+
+    @torch.inference_mode()
+    def run_bare(self, batch: torch.Tensor) -> None:
+        """Run on a ``random_input``, wait until it is done, and forget the answer."""
+        for patches in batch.split(self._at_once):
+            super().run_bare(patches)
+
+    def _probabilities(self, batch: NDArray[np.uint8], halo_px: int) -> torch.Tensor:
+        patches, (count, rows, columns) = cut_patches(batch, halo_px, self.spec.tile_px, self.spec.patch_stride_px)
+        starts = range(0, len(patches), self._at_once)
+        logits = torch.cat([self._logits_of_patches(patches[start : start + self._at_once]) for start in starts])
+        cells = self._activated(logits[:, :, None, None]).view(count, rows, columns, -1).permute(0, 3, 1, 2)
+        height, width = batch.shape[1] - 2 * halo_px, batch.shape[2] - 2 * halo_px
+        return between_cells(cells.contiguous(), self.spec.patch_stride_px, height, width)
+
+    def _logits_of_patches(self, patches: NDArray[np.uint8]) -> torch.Tensor:
+        filled = np.pad(patches, ((0, self._at_once - len(patches)), (0, 0), (0, 0), (0, 0)))
+        return self._logits(filled)[: len(patches)]
 
 
 def normalization(spec: NetworkSpec) -> tuple[torch.Tensor, torch.Tensor]:

@@ -143,7 +143,14 @@ def segment_tumor(
 
 def _plan(slide: Slide, tissue: Mask, network: Predictor, cell_px: int) -> TilePlan:
     block_cells = cells_of(network.block_px, cell_px)
-    return plan_tiles(tissue, slide.size_um, mpp=network.spec.mpp, cell_px=cell_px, block_cells=block_cells)
+    return plan_tiles(
+        tissue,
+        slide.size_um,
+        mpp=network.spec.mpp,
+        cell_px=cell_px,
+        halo_px=network.halo_px,
+        block_cells=block_cells,
+    )
 
 
 def _look(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from ki67.geometry import Mask, Transform
 from ki67.slides import Slide
 from ki67.transfer import TumorSource, carry_mask, draws_regions, excludes_regions, region_mask, within
+from ki67.tumor_methods import TumorMethod, load_tumor_network
 
 if TYPE_CHECKING:
     from ki67.networks import Precision
@@ -34,6 +36,8 @@ class TumorSettings:
         Whether regions a person drew ``"limit"`` where tumour is looked for, or are themselves the ``"tumor"``.
     device, precision, batch_size, reader_threads
         How the network runs.
+    method
+        What kind of network looks for tumour.
     """
 
     mask_mpp: float
@@ -45,6 +49,7 @@ class TumorSettings:
     precision: Precision
     batch_size: int
     reader_threads: int
+    method: TumorMethod = "unet_densenet121"
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,8 @@ def make_tumor_mask(
     ------
     SlideError
         If the slide cannot be decoded somewhere, or the regions cannot be understood.
+    Ki67Error
+        If the model is none of the method.
     """
     allowed = tissue
     if geojson is not None:
@@ -175,14 +182,11 @@ def _within_regions(slide: Slide, tissue: Mask, geojson: str, mpp: float) -> Mas
 def _segment(
     slide: Slide, allowed: Mask, settings: TumorSettings, folder: Path, coarse_folder: Path | None
 ) -> TumorMask:
-    from ki67.inference import Running
-    from ki67.networks import load_network  # torch takes seconds to import, and many slides do not come this far
+    from ki67.inference import Running  # torch takes seconds to import, and many slides do not come this far
     from ki67.tumor import Cascade, segment_tumor
 
-    network = load_network(folder, device=settings.device, precision=settings.precision)
-    coarse = None
-    if coarse_folder:
-        coarse = load_network(coarse_folder, device=settings.device, precision=settings.precision)
+    load = partial(load_tumor_network, settings.method, device=settings.device, precision=settings.precision)
+    network, coarse = load(folder), load(coarse_folder) if coarse_folder else None
     found = segment_tumor(
         slide,
         allowed,

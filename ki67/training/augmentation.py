@@ -61,9 +61,17 @@ class Augmentation:
     jpeg_quality: int = 40
 
     def apply(
-        self, rgb: NDArray[np.uint8], target: NDArray[np.uint8], tile_px: int, random: np.random.Generator
+        self,
+        rgb: NDArray[np.uint8],
+        target: NDArray[np.uint8],
+        tile_px: int,
+        random: np.random.Generator,
+        *,
+        center_px: tuple[float, float] | None = None,
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """A tile from a random place, changed at random; preferably one where much of the answer is known.
+        """A tile from a random or given place, changed at random.
+
+        A random place is preferably one where much of the answer is known.
 
         Parameters
         ----------
@@ -71,20 +79,28 @@ class Augmentation:
             uint8 ``(H, W, 3)`` and ``(H, W)``.
         tile_px
             Side of the tile.
+        center_px
+            Column and row of its centre, that of the first pixel being 0; None draws one that keeps the tile inside the
+            image. Where a tile reaches out of the image, this is mirrored.
 
         Returns
         -------
         tuple
             uint8 ``(tile_px, tile_px, 3)`` and ``(tile_px, tile_px)``.
         """
-        for _ in range(_MOST_PLACES):
-            tile, answer = self._placed(rgb, target, tile_px, random)
+        for _ in range(1 if center_px else _MOST_PLACES):
+            tile, answer = self._placed(rgb, target, tile_px, random, center_px)
             if np.mean(answer != IGNORED) >= _LEAST_KNOWN:
                 break
         return self._scanned(self._stained(tile, random), random), answer
 
     def _placed(
-        self, rgb: NDArray[np.uint8], target: NDArray[np.uint8], tile_px: int, random: np.random.Generator
+        self,
+        rgb: NDArray[np.uint8],
+        target: NDArray[np.uint8],
+        tile_px: int,
+        random: np.random.Generator,
+        center_px: tuple[float, float] | None,
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         angle = np.deg2rad(90 * random.integers(4) + random.uniform(-self.rotation_deg, self.rotation_deg))
         # Source pixels for each pixel of the tile.
@@ -93,8 +109,9 @@ class Augmentation:
         cosine, sine = np.cos(angle), np.sin(angle)
         linear = step * np.array([[cosine, -sine], [sine, cosine]]) @ np.diag([flip, 1.0])
         reach = tile_px / 2 * np.abs(linear).sum(axis=1)
-        center = [_place(length, margin, random) for length, margin in zip(rgb.shape[1::-1], reach, strict=True)]
-        matrix = np.column_stack([linear, np.array(center) - linear @ np.full(2, (tile_px - 1) / 2)])
+        drawn = [_place(length, margin, random) for length, margin in zip(rgb.shape[1::-1], reach, strict=True)]
+        center = np.array(drawn if center_px is None else center_px)
+        matrix = np.column_stack([linear, center - linear @ np.full(2, (tile_px - 1) / 2)])
         return _warped(rgb, matrix, tile_px, cv2.INTER_LINEAR), _warped(target, matrix, tile_px, cv2.INTER_NEAREST)
 
     def _stained(self, tile: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:

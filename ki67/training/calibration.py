@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ki67.detectors import FAMILIAR_FILE, load_detector
+from ki67.errors import Ki67Error
 from ki67.familiarity import FEWEST_NUCLEI, MEASURES, familiar_ranges, measured
 from ki67.networks import (
+    NO_INT8,
     NUCLEUS_CLASSES,
     NetworkSpec,
     build_network,
@@ -63,9 +65,11 @@ def calibrate_folder(folder: Path, datasets: list[Path]) -> None:
     Raises
     ------
     Ki67Error
-        If there is no network, or a dataset cannot serve it.
+        If there is no network, it does not compute in 8-bit integers, or a dataset cannot serve it.
     """
     spec = read_spec(folder)
+    if spec.classifies_patches:
+        raise Ki67Error(f"network {spec.name}: a {spec.architecture} {NO_INT8}; there is nothing to calibrate")
     images = [image for path in datasets for image in read_images(read_dataset(path), spec)]
     calibrate(folder, images)
     if spec.classes == NUCLEUS_CLASSES:

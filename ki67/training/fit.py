@@ -28,7 +28,6 @@ from tqdm import tqdm
 from ki67.errors import Ki67Error
 from ki67.networks import (
     NUCLEUS_CLASSES,
-    Network,
     NetworkSpec,
     build_network,
     channels_last,
@@ -37,6 +36,7 @@ from ki67.networks import (
     initialize_encoder,
     initialize_network,
     load_network,
+    network_of,
     normalization,
     save_network,
     write_whole,
@@ -45,6 +45,7 @@ from ki67.training import datasets as data
 from ki67.training.augmentation import NO_AUGMENTATION, Augmentation, mix
 from ki67.training.calibration import calibrate, write_familiar_ranges
 from ki67.training.outlined_centers import outline_centers
+from ki67.training.patches import PatchLoss, choose_patches, patch_label
 from ki67.training.scores import score_nuclei, score_tumor
 from ki67.training.targets import IGNORED
 
@@ -83,6 +84,8 @@ class FitOptions:
         Folder of a network of nuclei that outlines those of which only the centre is marked; discs where there is none.
     validation_share
         Share of each dataset's groups that is held out.
+    patches_per_slide
+        A classifier of patches learns from at most so many of each class of a slide, which is a group of a dataset.
     dataset_shares
         Name of a dataset to its share of the training tiles, relative to the others; by default each dataset's area.
     mixed_share
@@ -113,6 +116,7 @@ class FitOptions:
     start_from: str = ""
     outlines_from: str = ""
     validation_share: float = 0.1
+    patches_per_slide: int = 2000
     dataset_shares: dict[str, float] = field(default_factory=dict)
     mixed_share: float = 0.0
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -150,9 +154,10 @@ def fit(
 ) -> Fitted:
     """Train a network and write it into a folder.
 
-    The folder gets ``weights.safetensors``, ``int8.safetensors``, ``model.json``, ``card.md``, ``scores.json``,
-    ``curve.csv`` and ``curve.png``, that of a network of nuclei ``familiar.json`` as well. Until then it holds
-    ``checkpoint.pt``, from which an interrupted training with the same options goes on exactly as it would have.
+    The folder gets ``weights.safetensors``, ``model.json``, ``card.md``, ``scores.json``, ``curve.csv`` and
+    ``curve.png``, that of a U-Net ``int8.safetensors`` and that of a network of nuclei ``familiar.json`` as well. Until
+    then it holds ``checkpoint.pt``, from which an interrupted training with the same options goes on exactly as it
+    would have.
 
     Parameters
     ----------
@@ -213,13 +218,21 @@ def check_allowed(described: list[data.Dataset], name: str, *, allow_unlicensed:
 
 
 class TrainingTiles(Dataset[tuple[NDArray[np.uint8], NDArray[np.uint8]]]):
-    """An endless row of tiles, each drawn from its number alone, so that training can go on from any step."""
+    """An endless row of tiles, each drawn from its number alone, so that training can go on from any step.
+
+    A tile for a U-Net is from anywhere in an image and has an answer for every pixel; one for a classifier of patches
+    lies where ``choose_patches`` says and has a single answer.
+    """
 
     def __init__(self, images: list[data.AnnotatedImage], options: FitOptions, *, first: int = 0) -> None:
         self._images = images
         self._options = options
         self._first = first
-        self._cumulative = np.cumsum(image_shares(images, options.dataset_shares))
+        self._centers: list[NDArray[np.float64]] | None = None
+        if options.spec.classifies_patches:
+            self._centers = choose_patches(images, options.spec, options.patches_per_slide, options.seed)
+        sizes = [len(one) for one in self._centers] if self._centers else [image.target.size for image in images]
+        self._cumulative = np.cumsum(image_shares(images, options.dataset_shares, sizes))
 
     def __len__(self) -> int:
         return 2**40
@@ -227,23 +240,37 @@ class TrainingTiles(Dataset[tuple[NDArray[np.uint8], NDArray[np.uint8]]]):
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         random = np.random.default_rng([self._options.seed, self._first + index])
         if self._options.mixed_share and random.random() < self._options.mixed_share:
-            return mix(self._tile(random), self._tile(random), random)
-        return self._tile(random)
+            tile, answer = mix(self._tile(random), self._tile(random), random)
+        else:
+            tile, answer = self._tile(random)
+        return tile, answer if self._centers is None else patch_label(answer, self._options.spec.patch_share)
 
     def _tile(self, random: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        image = self._images[int(np.searchsorted(self._cumulative, random.random(), side="right"))]
-        return self._options.augmentation.apply(image.rgb, image.target, self._options.spec.tile_px, random)
+        number = int(np.searchsorted(self._cumulative, random.random(), side="right"))
+        image, tile_px, augmentation = self._images[number], self._options.spec.tile_px, self._options.augmentation
+        if self._centers is None:
+            return augmentation.apply(image.rgb, image.target, tile_px, random)
+        column, row = self._centers[number][random.integers(len(self._centers[number]))]
+        return augmentation.apply(image.rgb, image.target, tile_px, random, center_px=(column, row))
 
 
-def image_shares(images: list[data.AnnotatedImage], dataset_shares: dict[str, float]) -> NDArray[np.float64]:
-    """Probability with which a tile is taken from each image: by area, and between datasets as asked for."""
-    areas = np.array([image.target.size for image in images], dtype=np.float64)
+def image_shares(
+    images: list[data.AnnotatedImage], dataset_shares: dict[str, float], sizes: list[int]
+) -> NDArray[np.float64]:
+    """Probability with which a tile is taken from each image: by size, and between datasets as asked for.
+
+    Parameters
+    ----------
+    sizes
+        Of the images: their areas, or how many patches were chosen in them.
+    """
+    areas = np.array(sizes, dtype=np.float64)
     names = np.array([image.dataset for image in images])
     if unknown := sorted(set(dataset_shares) - set(names)):
         raise Ki67Error(f"dataset_shares names {unknown[0]}, which is not among the datasets {sorted(set(names))}")
     for name in sorted(set(names)):
         if dataset_shares:
-            areas[names == name] *= dataset_shares.get(name, 0.0) / areas[names == name].sum()
+            areas[names == name] *= dataset_shares.get(name, 0.0) / max(1.0, areas[names == name].sum())
     if not areas.sum() > 0:
         raise Ki67Error("dataset_shares leaves nothing to train on; give at least one dataset a share above 0")
     shares = areas / areas.sum()
@@ -296,6 +323,11 @@ class SegmentationLoss(nn.Module):
         return entropy + self._dice(logits, target)
 
 
+def loss_of(spec: NetworkSpec, images: list[data.AnnotatedImage]) -> nn.Module:
+    """What a network is to make small on such images."""
+    return PatchLoss() if spec.classifies_patches else SegmentationLoss(class_weights(images, len(spec.classes)))
+
+
 def class_weights(images: list[data.AnnotatedImage], classes: int) -> torch.Tensor:
     """Weights of the classes in the cross entropy: one over the root of their share of pixels, mean 1."""
     if classes == 1:
@@ -342,12 +374,12 @@ class _Training:
         log.info("%s: %s", options.spec.name, self.start)
         self.average = channels_last(build_network(options.spec), self.device).eval()
         self.average.load_state_dict(self.module.state_dict())
-        self.loss = SegmentationLoss(class_weights(training, len(options.spec.classes))).to(self.device)
+        self.loss = loss_of(options.spec, training).to(self.device)
         self.optimizer = torch.optim.AdamW(
             self.module.parameters(), options.learning_rate, weight_decay=options.weight_decay, fused=True
         )
         self.scale, self.shift = (value.to(self.device) for value in normalization(options.spec))
-        self.held_out = _fixed_tiles(validation, options.spec.tile_px)
+        self.held_out = _fixed_tiles(validation, options.spec)
         self.step, self.steps = 0, options.steps
         self.seconds = 0.0
         self.curve: list[dict[str, float]] = []
@@ -384,6 +416,8 @@ class _Training:
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.learning_rate * factor
         self.module.train()
+        # Dropout as well depends on the number of the step alone.
+        torch.manual_seed(self.options.seed + self.step)
         loss = self.loss(self._logits(self.module, rgb), target.to(self.device))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -491,11 +525,13 @@ def _checksum(pixels: NDArray[np.uint8]) -> int:
     return zlib.crc32(np.ascontiguousarray(pixels).data)
 
 
-def _fixed_tiles(images: list[data.AnnotatedImage], tile_px: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _fixed_tiles(images: list[data.AnnotatedImage], spec: NetworkSpec) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """One unchanged tile of each of a few held-out images, always the same."""
     chosen = images[:: max(1, len(images) // _VALIDATION_TILES)][:_VALIDATION_TILES]
     random = np.random.default_rng(0)
-    tiles = [NO_AUGMENTATION.apply(image.rgb, image.target, tile_px, random) for image in chosen]
+    tiles = [NO_AUGMENTATION.apply(image.rgb, image.target, spec.tile_px, random) for image in chosen]
+    if spec.classifies_patches:
+        tiles = [(rgb, patch_label(target, spec.patch_share)) for rgb, target in tiles]
     # A tile without any known pixel has no loss.
     return [(torch.from_numpy(rgb), torch.from_numpy(target)) for rgb, target in tiles if (target != IGNORED).any()]
 
@@ -512,7 +548,7 @@ def _finish(
     folder: Path,
 ) -> tuple[NetworkSpec, dict[str, float]]:
     spec = options.spec
-    network = Network(state.average, spec, device=options.device)
+    network = network_of(state.average, spec, device=options.device)
     score = score_tumor if len(spec.classes) == 1 else score_nuclei
     scores = {name: round(value, 4) for name, value in score(network, validation).items()}
     record = {
@@ -524,13 +560,15 @@ def _finish(
         "seed": options.seed,
         "finished": datetime.now(UTC).strftime("%Y-%m-%d"),
         "allow_unlicensed": options.allow_unlicensed,
+        **({"patches_per_slide": options.patches_per_slide} if spec.classifies_patches else {}),
         "validation": {name: value if np.isfinite(value) else None for name, value in scores.items()},
     }
     spec = replace(spec, training=record)
     _write_curve(state.curve, folder, spec.name)
     write_whole(folder / "scores.json", (json.dumps(record["validation"], indent=2) + "\n").encode())
     spec = save_network(folder, state.average, spec, card(spec))
-    calibrate(folder, training)
+    if not spec.classifies_patches:
+        calibrate(folder, training)
     if spec.classes == NUCLEUS_CLASSES:
         write_familiar_ranges(folder, training)
     return spec, scores
@@ -559,12 +597,19 @@ def card(spec: NetworkSpec) -> str:
         f"# {spec.name}",
         "",
         f"A {spec.architecture} with the classes {', '.join(spec.classes)}, for {spec.mpp} µm/px, "
-        f"trained on tiles of {spec.tile_px} px.",
+        f"trained on {card_tiles(spec)} of {spec.tile_px} px.",
         f"{record['encoder']} {record['steps']} steps of {record['batch_size']} tiles, seed {record['seed']}, "
         f"{record['seconds'] / 60:.0f} minutes, finished on {record['finished']}.",
         *card_tables(record),
     ]
     return "\n".join(lines)
+
+
+def card_tiles(spec: NetworkSpec) -> str:
+    """What a network was trained on, in words."""
+    if not spec.classifies_patches:
+        return "tiles"
+    return f"at most {spec.training['patches_per_slide']} patches of tumour and as many of other tissue a slide, each"
 
 
 def card_tables(record: Mapping[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ class Drawn:
 
     device = torch.device("cpu")
     block_px = (1024, 1536)
+    halo_px = 32
 
     def predict_levels(self, batch: np.ndarray, halo_px: int) -> np.ndarray:
         end = -halo_px or None

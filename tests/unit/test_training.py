@@ -303,10 +303,11 @@ def test_the_learning_rate_rises_and_falls():
 
 def test_tiles_come_from_datasets_as_asked_and_by_area_within():
     images = [image_named("a", size=10), image_named("b", size=20), image_named("c", dataset="e", size=10)]
-    np.testing.assert_allclose(image_shares(images, {}), [1 / 6, 4 / 6, 1 / 6])
-    np.testing.assert_allclose(image_shares(images, {"d": 1.0, "e": 3.0}), [0.05, 0.2, 0.75])
+    sizes = [image.target.size for image in images]
+    np.testing.assert_allclose(image_shares(images, {}, sizes), [1 / 6, 4 / 6, 1 / 6])
+    np.testing.assert_allclose(image_shares(images, {"d": 1.0, "e": 3.0}, sizes), [0.05, 0.2, 0.75])
     with pytest.raises(Ki67Error, match="dataset_shares names f"):
-        image_shares(images, {"f": 1.0})
+        image_shares(images, {"f": 1.0}, sizes)
 
 
 # ---------------------------------------------------------------------------------------------- scores

@@ -52,6 +52,14 @@ def test_a_mistake_in_the_sheet(workflow: Workflow, header: str, rows: list[str]
             'nuclei={"method": "stardist"}',
             "config.yaml: nuclei.method is 'stardist'; write unet_resnet34 or unet_resnet50 or color_threshold or random_f",
         ),
+        (
+            'tumor={"method": "stardist"}',
+            "config.yaml: tumor.method is 'stardist'; write unet_densenet121 or patches_googlenet",
+        ),
+        (
+            'train={"tumor_he_patches": {"patches_per_slide": 0}}',
+            "config.yaml: train.tumor_he_patches.patches_per_slide is '0'; write a whole number of at least 1",
+        ),
         ("slides=absent.tsv", "there is no sample sheet absent.tsv; set slides to the path of one"),
         (
             "on_missing=stop",

@@ -249,6 +249,7 @@ TUMOR_EVALUATION = ("evaluate_tumor", "evaluate")
         ("registration", {"register"}),
         ("tumor", {"tumor", "transfer", *TUMOR_EVALUATION}),
         ("tumor_mask", {"tumor", "transfer"}),
+        ("tumor_methods", {"tumor", "transfer"}),
         ("networks", {"tumor", "transfer", "nuclei", *LEARNING, "evaluate_nuclei", "evaluate_tumor", "evaluate"}),
         ("nuclei", {"nuclei", *LEARNING, "evaluate_nuclei"}),
         ("index", {"index", "cohort", "evaluate_nuclei", "evaluate"}),

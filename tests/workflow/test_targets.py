@@ -65,6 +65,11 @@ def test_networks_are_trained_by_name(workflow: Workflow, target: str, networks:
     assert (jobs["draw_fields"], jobs["train"]) == (networks, networks)
 
 
+@pytest.mark.parametrize("network", ["tumor_he_patches", "tumor_ki67_patches"])
+def test_a_classifier_of_patches_is_trained_by_name(workflow: Workflow, network: str) -> None:
+    assert workflow.planned(f"train_{network}") == {"draw_fields": 1, "train_patches": 1, f"train_{network}": 1}
+
+
 def test_a_forest_is_trained_by_name(workflow: Workflow) -> None:
     assert workflow.planned("train_nuclei_forest") == {"draw_fields": 1, "train_forest": 1, "train_nuclei_forest": 1}
 
@@ -80,6 +85,22 @@ def test_nuclei_are_found_with_the_model_of_the_method(workflow: Workflow, sheet
     )
     assert "models.nuclei_resnet50 is not_there, but " in missing.stdout
     assert "train one with: snakemake train_nuclei_resnet50" in missing.stdout
+
+
+@pytest.mark.usefixtures("shipped_networks")
+def test_tumour_is_found_with_the_models_of_the_method(workflow: Workflow, sheet: Path) -> None:
+    settings = ("--config", f"slides={sheet.name}", 'tumor={"method": "patches_googlenet"}')
+    missing = workflow.run("--dry-run", *settings, 'models={"tumor_he_patches": "not_there"}')
+    assert "models.tumor_he_patches is not_there, but " in missing.stdout
+    assert "train one with: snakemake train_tumor_he_patches" in missing.stdout
+    for network in ("tumor_he_patches", "tumor_ki67_patches"):
+        (workflow.folder / "mine" / network).mkdir(parents=True)
+        for name in ("model.json", "weights.safetensors"):
+            (workflow.folder / "mine" / network / name).touch()
+    models = {"tumor_he_patches": "mine/tumor_he_patches", "tumor_ki67_patches": "mine/tumor_ki67_patches"}
+    others = dict.fromkeys(("tumor_he", "tumor_he_coarse", "tumor_ki67"), "not_there")
+    jobs = workflow.planned(*settings, f"models={models | others}")
+    assert jobs == dict.fromkeys(STAGES, 2) | {"cohort": 1}
 
 
 @pytest.mark.usefixtures("shipped_networks")

@@ -19,6 +19,7 @@ from ki67.sheet import (
     read_rows,
     with_defaults,
 )
+from ki67.tumor_methods import MODELS as TUMOR_MODELS
 
 # Everything that comes with the workflow is found from this file, so that it can run with --directory or as a module.
 ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).resolve().parents[1]
@@ -38,11 +39,16 @@ FIELD_KINDS = {
     "tumor_he": "tumor_he",
     "tumor_he_coarse": "tumor_he",
     "tumor_ki67": "tumor_ki67",
+    "tumor_he_patches": "tumor_he",
+    "tumor_ki67_patches": "tumor_ki67",
     "nuclei": "nuclei",
     "nuclei_teacher": "nuclei",
     "nuclei_resnet50": "nuclei",
     "nuclei_forest": "nuclei",
 }
+# Networks that give one answer a patch, and do not compute in 8-bit integers; and those that give one a pixel.
+PATCH_NETWORKS = ("tumor_he_patches", "tumor_ki67_patches")
+PIXEL_NETWORKS = tuple(name for name in FIELD_KINDS if name not in (*PATCH_NETWORKS, *MODEL_FILES))
 
 
 def load_yaml(path: str) -> dict:
@@ -163,6 +169,21 @@ def nuclei_ranges_file(wildcards) -> list[str]:
     return ranges_file(nuclei_model()) if nuclei_model() else []
 
 
+def tumor_model(stain: str) -> str | None:
+    """The key in ``models`` of what the method of finding tumour needs (``he``, ``he_coarse`` or ``ki67``); None is nothing."""
+    return getattr(TUMOR_MODELS[SETTINGS["tumor"]["method"]], stain)
+
+
+def tumor_model_file(stain: str):
+    return lambda wildcards: model_file(tumor_model(stain)) if tumor_model(stain) else []
+
+
+def tumor_ranges_file(*stains: str):
+    return lambda wildcards: [
+        path for stain in stains if tumor_model(stain) for path in ranges_file(tumor_model(stain))
+    ]
+
+
 def ranges_file(network: str) -> list[str]:
     """Where it has them, the ranges of a network's activations, which decide on its answers in 8-bit integers, of what it
     was trained on, and how its nuclei are reviewed."""
@@ -207,7 +228,8 @@ def training_datasets(wildcards) -> list[str]:
 
 def training_settings(network: str) -> dict:
     settings = SETTINGS["train"][network]
-    return {key: settings[key] for key in ("encoder_weights", "steps", "batch_size", "learning_rate")} | {
+    keys = ("encoder_weights", "steps", "batch_size", "learning_rate", "patches_per_slide")
+    return {key: settings[key] for key in keys if key in settings} | {
         "dataset_shares": settings["shares"],
         "start_from": settings["start_from"] or "",
         "device": SETTINGS["network"]["device"],
@@ -288,7 +310,7 @@ def cohort_files(wildcards) -> list[str]:
 
 wildcard_constraints:
     slide=r"[A-Za-z0-9][A-Za-z0-9._-]*",
-    network=r"tumor_he|tumor_he_coarse|tumor_ki67|nuclei|nuclei_teacher|nuclei_resnet50",
+    network="|".join((*PIXEL_NETWORKS, *PATCH_NETWORKS)),
 
 
 # A mistake of the sheet or the settings is one sentence for a person, without a traceback.

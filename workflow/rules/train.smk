@@ -41,6 +41,8 @@ rule train:
         "logs/train/{network}.log",
     benchmark:
         "logs/train/{network}.tsv"
+    wildcard_constraints:
+        network="|".join(PIXEL_NETWORKS),
     conda:
         "../../envs/torch.yaml"
     threads: 16
@@ -53,6 +55,17 @@ rule train:
         code=lambda wildcards: code_of("train.py"),
     script:
         "../scripts/train.py"
+
+
+use rule train as train_patches with:
+    output:
+        weights="training/{network}/weights.safetensors",
+        model="training/{network}/model.json",
+        card="training/{network}/card.md",
+        scores="training/{network}/scores.json",
+        curve="training/{network}/curve.png",
+    wildcard_constraints:
+        network="|".join(PATCH_NETWORKS),
 
 
 rule train_forest:
@@ -99,6 +112,16 @@ rule train_tumor:
         rules.train_tumor_he.input,
         rules.train_tumor_he_coarse.input,
         rules.train_tumor_ki67.input,
+
+
+rule train_tumor_he_patches:
+    input:
+        "training/tumor_he_patches/weights.safetensors",
+
+
+rule train_tumor_ki67_patches:
+    input:
+        "training/tumor_ki67_patches/weights.safetensors",
 
 
 rule train_nuclei:

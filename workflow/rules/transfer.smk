@@ -7,8 +7,8 @@ rule transfer:
         tumor_he_record="results/{slide}/tumor_he.json",
         ki67=slide_file("ki67"),
         roi=region_file("ki67"),
-        model=lambda wildcards: model_file("tumor_ki67"),
-        ranges=lambda wildcards: ranges_file("tumor_ki67"),
+        model=tumor_model_file("ki67"),
+        ranges=tumor_ranges_file("ki67"),
     output:
         tumor=tumor_zarr("results/{slide}/tumor_ki67.ome.zarr"),
         record="results/{slide}/transfer.json",

@@ -4,9 +4,9 @@ rule tumor:
         tissue="results/{slide}/tissue_he.png",
         he=slide_file("he"),
         roi=region_file("he"),
-        model=lambda wildcards: model_file("tumor_he"),
-        coarse_model=lambda wildcards: model_file("tumor_he_coarse"),
-        ranges=lambda wildcards: ranges_file("tumor_he") + ranges_file("tumor_he_coarse"),
+        model=tumor_model_file("he"),
+        coarse_model=tumor_model_file("he_coarse"),
+        ranges=tumor_ranges_file("he", "he_coarse"),
     output:
         tumor=tumor_zarr("results/{slide}/tumor_he.ome.zarr"),
         record="results/{slide}/tumor_he.json",
