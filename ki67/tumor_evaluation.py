@@ -17,7 +17,6 @@ from ki67.binary_scores import area_under_roc, best_threshold, level_counts, lev
 from ki67.bootstrap import percentile_intervals
 from ki67.errors import Ki67Error
 from ki67.networks import STRIDE_PX, Predictor, predict_image
-from ki67.tiles import HALO_PX
 from ki67.training.datasets import read_dataset, resampled
 from ki67.tumor import SMOOTHING_UM, regions
 from ki67.tumor_fields import SCORED_MPP, TumorField, at_shape, check_has_tumor, chosen_images, read_tumor_fields
@@ -263,11 +262,11 @@ def predict_windows(network: Predictor, rgb: NDArray[np.uint8]) -> NDArray[np.ui
     rows, columns = (max(STRIDE_PX, side // STRIDE_PX * STRIDE_PX) for side in network.block_px)
     if height <= rows and width <= columns:
         return predict_image(network, rgb)[0]
-    probability = np.empty((height, width), dtype=np.uint8)
+    probability, halo = np.empty((height, width), dtype=np.uint8), network.halo_px
     for top in range(0, height, rows):
         for left in range(0, width, columns):
-            first_row, first_column = max(0, top - HALO_PX), max(0, left - HALO_PX)
-            window = rgb[first_row : top + rows + HALO_PX, first_column : left + columns + HALO_PX]
+            first_row, first_column = max(0, top - halo), max(0, left - halo)
+            window = rgb[first_row : top + rows + halo, first_column : left + columns + halo]
             levels = predict_image(network, window)[0][top - first_row :, left - first_column :]
             room = probability[top : top + rows, left : left + columns]
             room[:] = levels[: room.shape[0], : room.shape[1]]
