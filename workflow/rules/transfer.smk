@@ -11,6 +11,7 @@ rule transfer:
         ranges=lambda wildcards: ranges_file("tumor_ki67"),
     output:
         tumor=tumor_zarr("results/{slide}/tumor_ki67.ome.zarr"),
+        outlines="results/{slide}/tumor_ki67.geojson",
         record="results/{slide}/transfer.json",
     log:
         "logs/transfer/{slide}.log",

@@ -9,6 +9,7 @@ rule tumor:
         ranges=lambda wildcards: ranges_file("tumor_he") + ranges_file("tumor_he_coarse"),
     output:
         tumor=tumor_zarr("results/{slide}/tumor_he.ome.zarr"),
+        outlines="results/{slide}/tumor_he.geojson",
         record="results/{slide}/tumor_he.json",
     log:
         "logs/tumor/{slide}.log",
