@@ -6,37 +6,37 @@ from ki67.errors import SlideError
 from ki67.provenance import stage_log, versions
 from ki67.slides import open_slide
 from ki67.transfer import own_mask_finding, read_regions, tumor_source
+from ki67.tumor_files import write_tumor_files
 from ki67.tumor_mask import TumorMask, TumorSettings, carry_tumor_mask, make_tumor_mask
 
 SLIDE, INPUT, OUTPUT = snakemake.wildcards.slide, snakemake.input, snakemake.output
-SETTINGS, VERSIONS = TumorSettings(**snakemake.params.settings), versions(("torch", "numpy"))
+SETTINGS, KEEP = TumorSettings(**snakemake.params.settings), snakemake.params.keep_probability
 
 
 def find(check: dict, checked: dict | None) -> TumorMask:
     """The mask, by the way that the records of the stages before leave open."""
-    transform = storage.read_json(INPUT.transform)
-    source = tumor_source(check, storage.read_json(INPUT.tumor_he_record), transform)
-    if source is None:
+    transform, on_he = (storage.read_json(INPUT[name]) for name in ("transform", "tumor_he_record"))
+    if (source := tumor_source(check, on_he, transform)) is None:
         return TumorMask.empty("ki67", SETTINGS.mask_mpp)
     regions = {"geojson": read_regions(snakemake.params.regions, INPUT.roi, slide_id=SLIDE, stain="ki67")}
     tissue = storage.read_mask_png(INPUT.tissue, checked["tissue_mpp"], "ki67")
     with open_slide(INPUT.ki67, slide_id=SLIDE, stain="ki67", mpp=checked["mpp"]) as slide:
         if source == "ki67":
             return make_tumor_mask(slide, tissue, SETTINGS, model=INPUT.model, **regions)
-        he = {"tumor_he": storage.read_tumor_zarr(INPUT.tumor_he, "he"), "transform": transform_from_json(transform)}
-        return carry_tumor_mask(slide, tissue, SETTINGS, **he, **regions)
+        he = storage.read_tumor_zarr(INPUT.tumor_he, "he")
+        carried = {"tumor_he": he, "transform": transform_from_json(transform)}
+        return carry_tumor_mask(slide, tissue, SETTINGS, **carried, **regions)
 
 
 with stage_log(snakemake.log[0], stage="transfer", name=SLIDE) as log:
-    check, kept = storage.read_json(INPUT.check), snakemake.params.keep_probability
-    checked, findings = check["stains"]["ki67"], []
+    check = storage.read_json(INPUT.check)
+    checked = check["stains"]["ki67"]
     try:
-        tumor = find(check, checked)
+        tumor, findings = find(check, checked), []
     except SlideError as error:
         tumor, findings = TumorMask.empty("ki67", SETTINGS.mask_mpp), [error.finding.to_json()]
     findings += [own_mask_finding(SLIDE).to_json()] if tumor.source == "ki67" else []
-    storage.write_tumor_zarr(OUTPUT.tumor, tumor.mask, tumor.probability if kept else None)
-    storage.write_tumor_geojson(OUTPUT.outlines, tumor.mask, checked["mpp"] if checked else None, slide_id=SLIDE)
+    write_tumor_files(OUTPUT, INPUT, tumor, checked, slide_id=SLIDE, keep_probability=KEEP)
     log.note(f"{tumor.mask.area_mm2:.2f} mm² of tumour on the Ki-67 slide, from {tumor.source or 'nowhere'}")
-    record = tumor.to_json() | {"findings": findings, "seconds": log.seconds, "versions": VERSIONS}
-    storage.write_json(OUTPUT.record, record)
+    said = {"findings": findings, "seconds": log.seconds, "versions": versions(("torch", "numpy"))}
+    storage.write_json(OUTPUT.record, tumor.to_json() | said)

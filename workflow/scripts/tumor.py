@@ -5,10 +5,11 @@ from ki67.errors import SlideError
 from ki67.provenance import stage_log, versions
 from ki67.slides import open_slide
 from ki67.transfer import read_regions
+from ki67.tumor_files import write_tumor_files
 from ki67.tumor_mask import TumorMask, TumorSettings, make_tumor_mask
 
 SLIDE, INPUT, OUTPUT = snakemake.wildcards.slide, snakemake.input, snakemake.output
-SETTINGS = TumorSettings(**snakemake.params.settings)
+SETTINGS, KEEP = TumorSettings(**snakemake.params.settings), snakemake.params.keep_probability
 
 
 def find(checked: dict | None) -> TumorMask:
@@ -29,9 +30,7 @@ with stage_log(snakemake.log[0], stage="tumor", name=SLIDE) as log:
     except SlideError as error:
         findings.append(error.finding.to_json())
         tumor = TumorMask.empty("he", SETTINGS.mask_mpp)
-    kept = tumor.probability if snakemake.params.keep_probability else None
-    storage.write_tumor_zarr(OUTPUT.tumor, tumor.mask, kept)
-    storage.write_tumor_geojson(OUTPUT.outlines, tumor.mask, checked["mpp"] if checked else None, slide_id=SLIDE)
+    write_tumor_files(OUTPUT, INPUT, tumor, checked, slide_id=SLIDE, keep_probability=KEEP)
     log.note(f"{tumor.mask.area_mm2:.2f} mm² of tumour on the H&E")
     record = tumor.to_json() | {"findings": findings, "seconds": log.seconds, "versions": versions(("torch", "numpy"))}
     storage.write_json(OUTPUT.record, record)
