@@ -23,14 +23,12 @@ def find(check: dict, checked: dict | None) -> TumorMask:
     with open_slide(INPUT.ki67, slide_id=SLIDE, stain="ki67", mpp=checked["mpp"]) as slide:
         if source == "ki67":
             return make_tumor_mask(slide, tissue, SETTINGS, model=INPUT.model, **regions)
-        he = storage.read_tumor_zarr(INPUT.tumor_he, "he")
-        carried = {"tumor_he": he, "transform": transform_from_json(transform)}
-        return carry_tumor_mask(slide, tissue, SETTINGS, **carried, **regions)
+        he = {"tumor_he": storage.read_tumor_zarr(INPUT.tumor_he, "he"), "transform": transform_from_json(transform)}
+        return carry_tumor_mask(slide, tissue, SETTINGS, **he, **regions)
 
 
 with stage_log(snakemake.log[0], stage="transfer", name=SLIDE) as log:
-    check = storage.read_json(INPUT.check)
-    checked = check["stains"]["ki67"]
+    checked = (check := storage.read_json(INPUT.check))["stains"]["ki67"]
     try:
         tumor, findings = find(check, checked), []
     except SlideError as error:
@@ -38,5 +36,5 @@ with stage_log(snakemake.log[0], stage="transfer", name=SLIDE) as log:
     findings += [own_mask_finding(SLIDE).to_json()] if tumor.source == "ki67" else []
     write_tumor_files(OUTPUT, INPUT, tumor, checked, slide_id=SLIDE, keep_probability=KEEP)
     log.note(f"{tumor.mask.area_mm2:.2f} mm² of tumour on the Ki-67 slide, from {tumor.source or 'nowhere'}")
-    said = {"findings": findings, "seconds": log.seconds, "versions": versions(("torch", "numpy"))}
-    storage.write_json(OUTPUT.record, tumor.to_json() | said)
+    record = tumor.to_json() | {"findings": findings, "seconds": log.seconds, "versions": versions(("torch", "numpy"))}
+    storage.write_json(OUTPUT.record, record)
