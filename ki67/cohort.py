@@ -64,7 +64,9 @@ def _in_order(flags: Iterable[str]) -> list[str]:
     return [flag.value for flag in Flag if flag.value in raised]
 
 
-def patient_table(slides: pandas.DataFrame, cutoffs: Sequence[float] = CUTOFFS) -> pandas.DataFrame:
+def patient_table(
+    slides: pandas.DataFrame, cutoffs: Sequence[float] = CUTOFFS, names: Sequence[str] | None = None
+) -> pandas.DataFrame:
     """One row a patient, in the order of the patients' first slides: counts pooled over the slides with an index.
 
     Parameters
@@ -73,6 +75,8 @@ def patient_table(slides: pandas.DataFrame, cutoffs: Sequence[float] = CUTOFFS) 
         Table of ``slide_table``.
     cutoffs
         Fractions between the categories.
+    names
+        Of the categories; None names them by percent.
 
     Returns
     -------
@@ -82,12 +86,14 @@ def patient_table(slides: pandas.DataFrame, cutoffs: Sequence[float] = CUTOFFS) 
     import pandas as pd
 
     groups = slides.groupby("patient", sort=False, dropna=False)
-    rows = [_patient_row(str(patient), group, cutoffs) for patient, group in groups]
+    rows = [_patient_row(str(patient), group, cutoffs, names) for patient, group in groups]
     columns = ["patient", "slides", "scored_slides", "index", "index_low", "index_high", "positive", "total"]
     return pd.DataFrame(rows, columns=[*columns, "category", "index_min", "index_max", "flags"])
 
 
-def _patient_row(patient: str, slides: pandas.DataFrame, cutoffs: Sequence[float]) -> dict[str, Any]:
+def _patient_row(
+    patient: str, slides: pandas.DataFrame, cutoffs: Sequence[float], names: Sequence[str] | None
+) -> dict[str, Any]:
     scored = slides[slides["index"].notna()]
     positive, total = int(scored["positive"].sum()), int(scored["total"].sum())
     index = positive / total if total else math.nan
@@ -101,7 +107,7 @@ def _patient_row(patient: str, slides: pandas.DataFrame, cutoffs: Sequence[float
         "index_high": high,
         "positive": positive,
         "total": total,
-        "category": category_of(index, cutoffs),
+        "category": category_of(index, cutoffs, names),
         "index_min": scored["index"].min(),
         "index_max": scored["index"].max(),
         "flags": ";".join(_in_order(flag for flags in slides["flags"] for flag in flags.split(";"))),

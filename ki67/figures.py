@@ -44,6 +44,14 @@ TITLE_PX = 21
 TEXT_PX = 15
 FINEST_OVERVIEW_MPP = 0.25
 
+COLOR_MAP = "viridis"  # perceptually uniform, also for people who cannot tell red from green
+HEATMAP_OPACITY = 0.6
+LARGEST_MAGNIFICATION = 3.0
+LEGEND_PX = 380
+LEGEND_HEIGHT_PX = 24
+COLOR_BAR_PX = 160
+NUCLEI_LEGEND = (("positive", POSITIVE), ("negative", NEGATIVE))
+
 FIELD_MPP = 0.5
 FIELD_PX = 400
 FIELD_UM = FIELD_MPP * FIELD_PX
@@ -69,6 +77,9 @@ FLAG_WORDS: dict[Flag, str] = {
     Flag.STAIN_UNCERTAIN: "stain uncertain",
     Flag.OUT_OF_FOCUS: "out of focus",
     Flag.PEN_MARK: "pen mark",
+    Flag.FOLD: "fold in the tissue",
+    Flag.BLURRED_PART: "a part is out of focus",
+    Flag.CONTROL_TISSUE_SEEN: "control tissue",
     Flag.NO_HE: "no H&E slide",
     Flag.NO_KI67: "no Ki-67 slide",
     Flag.REGISTRATION_REJECTED: "registration rejected",
@@ -138,6 +149,84 @@ def slide_overlay(
     panels = [_draw_scale_bar(panel, panel_mpp) for panel in (outlined, dots)]
     arrange = _beside if stain.shape[0] >= 0.6 * stain.shape[1] else _above
     return _page(headline(record), _details(record), [arrange(panels), _legend(panels[0].shape[1])])
+
+
+def tumor_picture(
+    thumbnail: RgbImage,
+    tissue: Mask,
+    tumor: Mask,
+    *,
+    probability: NDArray[np.uint8] | None,
+    title: str,
+    lines: Sequence[str] = (),
+) -> RgbImage:
+    """A slide with the outline of its tumour, and beside it the probability of tumour as a heatmap.
+
+    Parameters
+    ----------
+    thumbnail
+        RGB ``(H, W, 3)`` of the whole slide, at the scale of the tissue.
+    tissue, tumor
+        Masks in the slide's frame. Where there is no tissue, only the text is left.
+    probability
+        uint8 of the tumour mask's shape, 255 for certain tumour; None where no network ran, which leaves the outline
+        alone.
+    title, lines
+        What is written above the picture.
+    """
+    if not tissue.pixels.any():
+        return _page(title, lines, [])
+    mpp = tissue.mpp
+    factor = min(PANEL_PX / max(thumbnail.shape[:2]), LARGEST_MAGNIFICATION)
+    stain, panel_mpp = _resized(thumbnail, factor), mpp / factor
+    panels, legend = [stain], [_legend(max(stain.shape[1], LEGEND_PX), edge_only=True)]
+    if probability is not None:
+        panels.append(_heatmap(stain, probability, tumor.mpp, tissue, panel_mpp))
+        legend.append(_color_bar(max(stain.shape[1], LEGEND_PX)))
+    drawn = [_draw_scale_bar(_draw_outline(panel, tumor, panel_mpp, width_px=1), panel_mpp) for panel in panels]
+    blocks = [_above([panel, line]) for panel, line in zip(drawn, legend, strict=True)]
+    return _page(title, lines, [(_beside if stain.shape[0] >= 0.6 * stain.shape[1] else _above)(blocks)])
+
+
+def _heatmap(
+    stain: RgbImage, probability: NDArray[np.uint8], probability_mpp: float, tissue: Mask, mpp: float
+) -> RgbImage:
+    """The stain in gray, coloured by probability where it is tissue; ``mpp`` is of the stain."""
+    shape, ground = stain.shape[:2], _fade(stain)
+    inside = _at_scale(tissue.pixels.astype(np.uint8) * 255, tissue.mpp / mpp, shape) >= 128
+    colored = _blend(ground, _at_scale(probability, probability_mpp / mpp, shape))
+    return np.where(inside[..., None], colored, ground)
+
+
+def _at_scale(image: NDArray[np.uint8], factor: float, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """An image ``(H, W)`` enlarged, then cut at its lower and right edge or filled up with what is there."""
+    size = [max(1, round(pixels * factor)) for pixels in image.shape]
+    kind = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    scaled = cv2.resize(image, size[::-1], interpolation=kind)
+    lacking = [(0, max(0, wanted - have)) for wanted, have in zip(shape, scaled.shape, strict=False)]
+    return np.pad(scaled, lacking, mode="edge")[: shape[0], : shape[1]].astype(np.uint8)
+
+
+def _blend(ground: RgbImage, levels: NDArray[np.uint8]) -> RgbImage:
+    """Colours of levels ``(H, W)`` from 0 to 255 over a gray ground."""
+    colors = (255 * matplotlib.colormaps[COLOR_MAP](np.arange(256))[:, :3])[levels]
+    return np.round(ground * (1 - HEATMAP_OPACITY) + colors * HEATMAP_OPACITY).astype(np.uint8)
+
+
+def _color_bar(width_px: int) -> RgbImage:
+    """A bar of the heatmap's colours, as they look over pale tissue, with its ends and what it stands for."""
+    canvas = Image.new("RGB", (width_px, LEGEND_HEIGHT_PX), WHITE)
+    draw, font = ImageDraw.Draw(canvas), _font(TEXT_PX)
+    x = 0
+    for text in ("probability of tumour", "0"):
+        draw.text((x, 3), text, font=font, fill=INK)
+        x += round(draw.textlength(text, font=font)) + (16 if x == 0 else 6)
+    length = min(COLOR_BAR_PX, width_px - x - 20)
+    ground = np.full((14, length, 3), 235, dtype=np.uint8)
+    levels = np.tile(np.linspace(0, 255, length).round().astype(np.uint8), (14, 1))
+    canvas.paste(Image.fromarray(_blend(ground, levels)), (x, 5))
+    draw.text((x + length + 6, 3), "1", font=font, fill=INK)
+    return np.array(canvas)
 
 
 def field_pictures(
@@ -592,12 +681,11 @@ def _break_line(text: str, size_px: int, width_px: int) -> list[str]:
     return lines
 
 
-def _legend(width_px: int) -> RgbImage:
-    height = 24
-    canvas = Image.new("RGB", (width_px, height), WHITE)
+def _legend(width_px: int, *, edge_only: bool = False) -> RgbImage:
+    canvas = Image.new("RGB", (width_px, LEGEND_HEIGHT_PX), WHITE)
     draw = ImageDraw.Draw(canvas)
     x = 0.0
-    for label, color in (("positive", POSITIVE), ("negative", NEGATIVE), ("edge of the tumour", OUTLINE)):
+    for label, color in (*(() if edge_only else NUCLEI_LEGEND), ("edge of the tumour", OUTLINE)):
         if color == OUTLINE:
             draw.line((x, 12, x + 18, 12), fill=color, width=2)
         else:

@@ -9,13 +9,21 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from ki67.errors import Finding, Flag
+from ki67.errors import ConfigError, Finding, Flag
 from ki67.geometry import Mask
 
 if TYPE_CHECKING:
     import geopandas
 
 CUTOFFS = (0.10, 0.20)
+PRESETS: dict[str, tuple[tuple[float, ...], tuple[str, ...] | None]] = {
+    "breast": (CUTOFFS, None),
+    "neuroendocrine": (
+        (0.03, 0.20),
+        ("G1", "G2", "G3"),
+    ),  # WHO Classification of Tumours, Digestive System, 5th ed. 2019
+}
+"""Cut-offs of tumours, and what their categories are called where it is not by percent."""
 FEWEST_NUCLEI = 500  # fewer do not give a dependable index (Nielsen et al. 2021, doi:10.1093/jnci/djaa201)
 MEASURES = ("index", "index_low", "index_high", "positive", "total", "tumor_mm2")
 
@@ -31,7 +39,7 @@ class IndexResult:
     positive, total
         Tumour nuclei.
     category
-        Such as ``"10-20%"``; None without nuclei.
+        Such as ``"10-20%"`` or ``"G2"``; None without nuclei.
     tumor_mm2
         Area of the tumour mask.
     findings
@@ -78,7 +86,29 @@ def category_names(cutoffs: Sequence[float] = CUTOFFS) -> tuple[str, ...]:
     return (f"<{percents[0]}%", *between, f">{percents[-1]}%")
 
 
-def category_of(index: float, cutoffs: Sequence[float] = CUTOFFS) -> str | None:
+def index_categories(preset: str, cutoffs: Sequence[float] | None = None) -> tuple[tuple[float, ...], tuple[str, ...]]:
+    """Cut-offs and names of the categories: those of a preset, or of cut-offs of one's own, named by percent.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such preset.
+
+    Examples
+    --------
+    >>> index_categories("neuroendocrine")
+    ((0.03, 0.2), ('G1', 'G2', 'G3'))
+    >>> index_categories("neuroendocrine", [0.05, 0.20])
+    ((0.05, 0.2), ('<5%', '5-20%', '>20%'))
+    """
+    if preset not in PRESETS:
+        raise ConfigError(f"index.preset is {preset}; write {' or '.join(PRESETS)}")
+    known, names = PRESETS[preset]
+    chosen = tuple(cutoffs) if cutoffs else known
+    return chosen, names if names and not cutoffs else category_names(chosen)
+
+
+def category_of(index: float, cutoffs: Sequence[float] = CUTOFFS, names: Sequence[str] | None = None) -> str | None:
     """Category of an index; one that equals a cut-off is not beyond it, so 10 % and 20 % are both "10-20%".
 
     >>> category_of(0.0999), category_of(0.10), category_of(0.20), category_of(0.2001)
@@ -87,11 +117,16 @@ def category_of(index: float, cutoffs: Sequence[float] = CUTOFFS) -> str | None:
     if math.isnan(index):
         return None
     position = 1 if index == cutoffs[0] else bisect_left(cutoffs, index)
-    return category_names(cutoffs)[position]
+    return (names or category_names(cutoffs))[position]
 
 
 def ki67_index(
-    nuclei: geopandas.GeoDataFrame, tumor: Mask, *, cutoffs: Sequence[float] = CUTOFFS, slide_id: str = "this slide"
+    nuclei: geopandas.GeoDataFrame,
+    tumor: Mask,
+    *,
+    cutoffs: Sequence[float] = CUTOFFS,
+    names: Sequence[str] | None = None,
+    slide_id: str = "this slide",
 ) -> IndexResult:
     """Count every tumour nucleus of a slide.
 
@@ -103,6 +138,8 @@ def ki67_index(
         Tumour mask in the Ki-67 frame.
     cutoffs
         Two or more fractions between the categories, ascending.
+    names
+        Of the categories, one more than cut-offs; None names them by percent.
     slide_id
         Begins the sentences of the findings.
     """
@@ -116,7 +153,7 @@ def ki67_index(
         index_high=high,
         positive=positive,
         total=total,
-        category=category_of(index, cutoffs),
+        category=category_of(index, cutoffs, names),
         tumor_mm2=tumor.area_mm2,
         findings=tuple(_count_findings(slide_id, total, tumor.area_mm2)),
     )

@@ -25,10 +25,12 @@ from numpy.typing import NDArray
 
 from ki67.errors import Ki67Error, Stain
 from ki67.geometry import Mask
+from ki67.regions import outline_mask
 
 if TYPE_CHECKING:
     import geopandas
     import pandas
+    import shapely
     import zarr
 
 PARTIAL_PREFIX = ".partial-"
@@ -39,7 +41,11 @@ LEVEL_FACTOR = 4
 TUMOR_CHANNELS = {"mask": "00C8FF", "probability": "FFFFFF"}
 NUCLEI_AT_ONCE = 20_000
 _GZIP_LEVEL = 2
-CLASS_COLORS: dict[str, tuple[int, int, int]] = {"Positive": (213, 32, 32), "Negative": (0, 92, 214)}
+CLASS_COLORS: dict[str, tuple[int, int, int]] = {
+    "Positive": (213, 32, 32),
+    "Negative": (0, 92, 214),
+    "Tumor": (200, 0, 0),  # as QuPath has it
+}
 QUPATH_MEASUREMENTS: dict[str, str] = {
     "probability": "Probability",
     "area_um2": "Area um^2",
@@ -374,6 +380,43 @@ def _write_level(group: zarr.Group, name: str, level: NDArray[np.uint8]) -> None
     array[:] = level
 
 
+def write_tumor_geojson(path: str | Path, mask: Mask, level0_mpp: float | None, *, slide_id: str) -> None:
+    """Write a tumour mask as GeoJSON for QuPath: an annotation of class ``Tumor`` for each region, in level-0 pixels.
+
+    ``ki67.transfer.region_mask`` makes the same mask of the file.
+
+    Parameters
+    ----------
+    mask
+        Tumour, in either frame.
+    level0_mpp
+        Microns per pixel of level 0; None where the slide could not be used and the mask is empty.
+    slide_id
+        Goes with frame and number into the annotation's id, so that it is the same in every run.
+
+    Raises
+    ------
+    Ki67Error
+        If there is tumour and no ``level0_mpp``.
+    """
+    if level0_mpp is None and mask.pixels.any():
+        raise Ki67Error(f"{slide_id}: a tumour mask without microns per pixel of its slide; run the stage check again")
+    scale = mask.mpp / (level0_mpp or 1.0)
+    polygons = outline_mask(mask.pixels)
+    ids = _object_ids(f"ki67:{slide_id}:tumor_{mask.frame}:", range(len(polygons)))
+    lines = (_annotation(polygon, scale, name) for polygon, name in zip(polygons, ids, strict=True))
+    write_text(path, '{"type":"FeatureCollection","features":[\n' + ",\n".join(lines) + "\n]}\n")
+
+
+def _annotation(polygon: shapely.Polygon, scale: float, object_id: str) -> str:
+    """A polygon as an annotation, to a hundredth of a pixel."""
+    rings = (np.asarray(ring.coords) * scale for ring in (polygon.exterior, *polygon.interiors))
+    coordinates = [np.round(ring, 2).tolist() for ring in rings]
+    geometry = json.dumps({"type": "Polygon", "coordinates": coordinates}, separators=(",", ":"))
+    properties = f'{{"objectType":"annotation","classification":{_classification("Tumor")}}}'
+    return f'{{"type":"Feature","id":"{object_id}","geometry":{geometry},"properties":{properties}}}'
+
+
 def write_missing_zarr(path: str | Path | None) -> None:
     """Write a store with nothing in it where a stage that had nothing to do wrote none; None is no store."""
     import zarr
@@ -437,7 +480,7 @@ def _features(nuclei: geopandas.GeoDataFrame, level0_mpp: float, slide_id: str) 
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    ids = pa.array(_detection_ids(slide_id, nuclei["nucleus_id"].tolist()))
+    ids = pa.array(_object_ids(f"ki67:{slide_id}:", nuclei["nucleus_id"].tolist()))
     classes = pa.array(np.where(nuclei["positive"], *(_classification(name) for name in ("Positive", "Negative"))))
     measured = [
         pc.binary_join_element_wise(f'"{label}":', _number_texts(nuclei[name].to_numpy(), 4), "")
@@ -459,9 +502,9 @@ def _features(nuclei: geopandas.GeoDataFrame, level0_mpp: float, slide_id: str) 
     return list(lines.to_pylist())
 
 
-def _detection_ids(slide_id: str, numbers: Sequence[int]) -> list[str]:
-    """UUIDs of the names ``ki67:<slide>:<number>`` (RFC 9562, version 5)."""
-    named = hashlib.sha1(NAMESPACE_URL.bytes + f"ki67:{slide_id}:".encode(), usedforsecurity=False)
+def _object_ids(prefix: str, numbers: Sequence[int]) -> list[str]:
+    """UUIDs of the names ``<prefix><number>`` (RFC 9562, version 5)."""
+    named = hashlib.sha1(NAMESPACE_URL.bytes + prefix.encode(), usedforsecurity=False)
     digests = bytearray()
     for number in numbers:
         digest = named.copy()

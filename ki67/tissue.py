@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ki67.artifacts import find_blurred_parts, find_control_tissue, find_folds
 from ki67.errors import STAIN_NAMES, Finding, Flag, SlideError, Stain
 from ki67.geometry import Mask
 from ki67.slides import Slide
@@ -50,15 +51,16 @@ class TissueFinding:
     Attributes
     ----------
     mask
-        Tissue, without pen marks.
-    pen_fraction
-        Share of the slide's area under pen.
+        Tissue, without pen marks and folds.
+    pen_fraction, fold_fraction
+        Shares of the slide's area under pen, and in folds of the tissue.
     glass_rgb
         Colour of clear glass, white where the image shows none.
     """
 
     mask: Mask
     pen_fraction: float
+    fold_fraction: float
     glass_rgb: tuple[float, float, float]
 
 
@@ -146,7 +148,7 @@ class StainCheck:
 
 
 def find_tissue(thumbnail: RgbImage, mpp: float, frame: Stain) -> TissueFinding:
-    """Tissue on a thumbnail: what is darker or more textured than glass, and no pen, shadow, border or speck.
+    """Tissue on a thumbnail: what is darker or more textured than glass, and no pen, fold, shadow, border or speck.
 
     Glass is the bright part without texture; where an image has none, as a field inside tissue, white stands for it.
 
@@ -169,7 +171,8 @@ def find_tissue(thumbnail: RgbImage, mpp: float, frame: Stain) -> TissueFinding:
     pixels = (((density > _density_limit(density)) & ~shadow) | textured) & ~_black_border(thumbnail)
     pen = _pen(thumbnail, texture, mpp)
     pixels = _tidy(pixels & ~pen, mpp) & ~pen
-    return TissueFinding(Mask(pixels, mpp, frame), float(pen.mean()), glass)
+    folds = find_folds(density, pixels, mpp)
+    return TissueFinding(Mask(pixels & ~folds, mpp, frame), float(pen.mean()), float(folds.mean()), glass)
 
 
 def focus_score(tile: RgbImage, mpp: float) -> float:
@@ -196,7 +199,9 @@ def focus_score(tile: RgbImage, mpp: float) -> float:
 
 
 def check_slide(slide: Slide, *, tissue_mpp: float = 8.0) -> StainCheck:
-    """Look a slide over: tissue, stain, focus, pen, and whether tiles spread over its tissue can be decoded.
+    """Look a slide over: tissue, stain, focus, artifacts, and whether tiles spread over its tissue can be decoded.
+
+    Pen, folds and parts that are out of focus are left out of the tissue.
 
     Parameters
     ----------
@@ -214,12 +219,14 @@ def check_slide(slide: Slide, *, tissue_mpp: float = 8.0) -> StainCheck:
         thumbnail = slide.thumbnail(tissue_mpp)
         tissue = find_tissue(thumbnail, tissue_mpp, slide.stain)
         tiles = _probe_tiles(slide, tissue.mask)
+        blurred = find_blurred_parts(slide, tissue.mask)
     except SlideError as error:
         return StainCheck.failed(error.finding, slide.stain, tissue_mpp)
     identity = _identify(tiles, thumbnail)
     focus = Focus.of([focus_score(tile, PROBE_MPP) for tile in tiles])
-    findings = _findings(slide, tissue, identity, focus, thumbnail)
+    findings = _findings(slide, tissue, identity, focus, thumbnail, Mask(blurred, tissue_mpp, slide.stain).area_mm2)
     usable = not any(finding.flag in {Flag.NO_TISSUE, Flag.WRONG_STAIN} for finding in findings)
+    kept = Mask(tissue.mask.pixels & ~blurred, tissue_mpp, slide.stain)
     return StainCheck(
         usable=usable,
         reader=slide.reader,
@@ -227,14 +234,42 @@ def check_slide(slide: Slide, *, tissue_mpp: float = 8.0) -> StainCheck:
         mpp_source=slide.mpp_source,
         width_px=slide.width_px,
         height_px=slide.height_px,
-        tissue_mm2=0.0 if identity.excluded else tissue.mask.area_mm2,
+        tissue_mm2=0.0 if identity.excluded else kept.area_mm2,
         tissue_mpp=tissue_mpp,
         identity=identity,
         focus=focus,
         findings=findings,
-        tissue=tissue.mask if usable else Mask.empty(slide.stain, tissue_mpp),
+        tissue=kept if usable else Mask.empty(slide.stain, tissue_mpp),
         thumbnail=thumbnail,
     )
+
+
+def without_control_tissue(ki67: StainCheck, he: StainCheck | None, *, slide_id: str) -> StainCheck:
+    """The check of a Ki-67 slide without control tissue, which is seen by having no counterpart on the H&E.
+
+    Without an H&E that can be used, what looks like control tissue is flagged and stays in the tissue.
+
+    Parameters
+    ----------
+    ki67, he
+        Checks of both slides; ``he`` is None where the sample sheet gives none.
+    slide_id
+        Begins the sentence of the finding.
+    """
+    compared = he is not None and he.usable
+    control = find_control_tissue(ki67.tissue, he.tissue if he is not None and compared else None)
+    if not control.pixels.any():
+        return ki67
+    if compared:
+        text = f"{control.area_mm2:.2f} mm² apart from the section has no counterpart on the H&E and is left out"
+        remedy = "if it is no control tissue, score the Ki-67 slide in a row without the H&E"
+        kept = Mask(ki67.tissue.pixels & ~control.pixels, control.mpp, control.frame)
+        ki67 = replace(ki67, tissue=kept, tissue_mm2=kept.area_mm2)
+    else:
+        text = f"{control.area_mm2:.2f} mm² apart from the section may be control tissue and is not left out"
+        remedy = "draw polygons of the class Exclude around it and name their file in roi_ki67 if it is"
+    finding = Finding(Flag.CONTROL_TISSUE_SEEN, f"{slide_id}: {text}; {remedy}", "ki67")
+    return replace(ki67, findings=(*ki67.findings, finding))
 
 
 def _local_deviation(image: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -371,10 +406,18 @@ def _identify(tiles: list[RgbImage], thumbnail: RgbImage) -> StainIdentity:
 
 
 def _findings(
-    slide: Slide, tissue: TissueFinding, identity: StainIdentity, focus: Focus, thumbnail: RgbImage
+    slide: Slide,
+    tissue: TissueFinding,
+    identity: StainIdentity,
+    focus: Focus,
+    thumbnail: RgbImage,
+    blurred_mm2: float,
 ) -> tuple[Finding, ...]:
     slide_name = f"{STAIN_NAMES[slide.stain]} slide"
-    pen_mm2 = tissue.pen_fraction * tissue.mask.pixels.size * tissue.mask.mpp**2 / 1e6
+    pen_mm2, fold_mm2 = (
+        share * tissue.mask.pixels.size * tissue.mask.mpp**2 / 1e6
+        for share in (tissue.pen_fraction, tissue.fold_fraction)
+    )
     messages = {
         **_stain_message(slide, slide_name, identity, tissue, thumbnail),
         Flag.OUT_OF_FOCUS: f"{focus.blurred_share:.0%} of the tissue sampled on the {slide_name} is out of focus; "
@@ -384,6 +427,14 @@ def _findings(
         Flag.PEN_MARK: f"pen covers {pen_mm2:.2f} mm² of the {slide_name} and is left out of the tissue; "
         "check that no tumour lies under it"
         if pen_mm2
+        else "",
+        Flag.FOLD: f"folds cover {fold_mm2:.2f} mm² of the {slide_name} and are left out of the tissue; "
+        "check on its tissue mask that they are folds"
+        if fold_mm2
+        else "",
+        Flag.BLURRED_PART: f"{blurred_mm2:.2f} mm² of the {slide_name} are out of focus and left out of the tissue; "
+        "scan it again if much of the tumour lies there"
+        if blurred_mm2
         else "",
     }
     return tuple(Finding(flag, f"{slide.slide_id}: {text}", slide.stain) for flag, text in messages.items() if text)

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from ki67.errors import STAIN_NAMES, Finding, Flag, SlideError, Stain
 from ki67.geometry import Mask, RigidTransform, Transform, warp_mask
+from ki67.regions import fill_polygons
 
 TumorSource = Literal["he", "ki67", "roi"]
 
@@ -118,13 +118,14 @@ def region_mask(
         polygons = []
     if not polygons:
         raise region_error(Flag.UNREADABLE, slide_id, stain, "holds no polygon; export it from QuPath as GeoJSON")
+    scale = level0_mpp / mpp
     included, excluded = (
-        _filled([rings for rings, excludes in polygons if excludes == which], shape, level0_mpp / mpp)
+        fill_polygons([_rings_px(rings, scale) for rings, excludes in polygons if excludes == which], shape)
         for which in (False, True)
     )
     if all(excludes for _, excludes in polygons):
-        included[:] = 1
-    return Mask((included > 0) & (excluded == 0), mpp, stain)
+        included[:] = True
+    return Mask(included & ~excluded, mpp, stain)
 
 
 def draws_regions(geojson: str) -> bool:
@@ -135,17 +136,6 @@ def draws_regions(geojson: str) -> bool:
 def excludes_regions(geojson: str | None) -> bool:
     """Whether a text that ``region_mask`` can read holds a polygon that excludes; None holds none."""
     return geojson is not None and any(excludes for _, excludes in _polygons(json.loads(geojson)))
-
-
-def _filled(polygons: list[Sequence[Any]], shape: tuple[int, int], scale: float) -> NDArray[np.uint8]:
-    """1 in the polygons and outside of their holes."""
-    pixels = np.zeros(shape, dtype=np.uint8)
-    for exterior, *holes in polygons:
-        region = np.zeros(shape, dtype=np.uint8)
-        cv2.fillPoly(region, [_ring_px(exterior, scale)], 1)
-        cv2.fillPoly(region, [_ring_px(hole, scale) for hole in holes], 0)
-        pixels |= region
-    return pixels
 
 
 def read_regions(given: bool, path: Path | str | None, *, slide_id: str, stain: Stain) -> str | None:
@@ -191,7 +181,6 @@ def _excludes(properties: dict[str, Any]) -> bool:
     return str(named).strip().rstrip("*").lower() in EXCLUDING
 
 
-def _ring_px(ring: Sequence[Any], scale: float) -> NDArray[np.int32]:
-    """A ring's corners in mask pixels, whose centres lie half a pixel from their corners."""
-    points = np.array([point[:2] for point in ring], dtype=np.float64)
-    return np.round(points * scale - 0.5).astype(np.int32)
+def _rings_px(rings: Sequence[Any], scale: float) -> list[NDArray[np.float64]]:
+    """Corners of a polygon's rings in pixels of the mask."""
+    return [np.array([point[:2] for point in ring], dtype=np.float64).reshape(-1, 2) * scale for ring in rings]

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ki67.errors import Stain
 from ki67.geometry import Mask, Transform
 from ki67.slides import Slide
 from ki67.transfer import TumorSource, carry_mask, draws_regions, excludes_regions, region_mask, within
@@ -83,6 +84,11 @@ class TumorMask:
     fine_share: float | None = None
     statistics: Mapping[str, Any] | None = None
     excluded: bool = False
+
+    @classmethod
+    def empty(cls, frame: Stain, mpp: float) -> Self:
+        """No tumour, of a slide that cannot be used."""
+        return cls(Mask.empty(frame, mpp))
 
     def to_json(self) -> dict[str, Any]:
         """What a stage's record says of the mask."""

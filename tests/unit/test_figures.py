@@ -22,6 +22,7 @@ from ki67.figures import (
     registration_picture,
     round_length_um,
     slide_overlay,
+    tumor_picture,
 )
 from ki67.geometry import Mask, RigidTransform
 from ki67.index import ki67_index, slide_record
@@ -266,3 +267,39 @@ def test_slides_to_look_at_are_listed_and_information_is_not():
     )
     assert np.array_equal(plain, informed)
     assert flagged.shape[0] > plain.shape[0]
+
+
+def tissue_left_half() -> Mask:
+    pixels = np.zeros((190, 190), dtype=bool)
+    pixels[:, :95] = True
+    return Mask(pixels, 8.0, "ki67")
+
+
+def heatmap_panel(image: np.ndarray, side: int) -> np.ndarray:
+    bottom = image.shape[0] - MARGIN_PX - LEGEND_AND_GAP_PX
+    return image[bottom - side : bottom, image.shape[1] - MARGIN_PX - side : image.shape[1] - MARGIN_PX]
+
+
+def test_a_heatmap_colours_tissue_by_its_probability_and_leaves_glass() -> None:
+    mask = tumor(1000)
+    probability = np.zeros(mask.pixels.shape, dtype=np.uint8)
+    probability[: probability.shape[0] // 2] = 255
+    image = tumor_picture(SLIDE, tissue_left_half(), mask, probability=probability, title="S1", lines=["words"])
+    side = 3 * len(SLIDE)
+    panel = heatmap_panel(image, side).astype(int)
+    yellow, violet, glass = panel[100, 100], panel[side // 2 + 80, 100], panel[80, -60]
+    assert yellow[1] > yellow[2] + 80
+    assert violet[2] > violet[1] + 30
+    assert np.ptp(glass) == 0
+    assert image.shape[1] == 2 * side + 3 * MARGIN_PX
+
+
+def test_a_mask_without_probability_is_an_outline_and_no_tissue_is_words_alone() -> None:
+    mask = tumor(760)
+    image = tumor_picture(SLIDE, tissue_left_half(), mask, probability=None, title="S1")
+    side = 3 * len(SLIDE)
+    assert image.shape[1] == side + 2 * MARGIN_PX
+    panel = heatmap_panel(image, side)
+    assert np.allclose(pixels_of(panel[:400], OUTLINE, 60)[:, 1].mean(), side / 2, atol=2)
+    empty = tumor_picture(SLIDE[:1, :1], Mask.empty("ki67"), Mask.empty("ki67"), probability=None, title="S1")
+    assert empty.shape[0] < 100

@@ -4,12 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ki67.errors import Finding, Flag
+from ki67.errors import ConfigError, Finding, Flag
 from ki67.geometry import Mask
 from ki67.index import (
     category_names,
     category_of,
     flags_of,
+    index_categories,
     ki67_index,
     slide_findings,
     slide_record,
@@ -161,3 +162,22 @@ def test_in_situ_carcinoma_is_said_to_be_counted_unless_a_person_drew_what_count
     result = ki67_index(nuclei(100, 900), TUMOR)
     stages = {"check": check(True), "transfer": {"tumor_source": source, "excluded": excluded}}
     assert flags_of(slide_findings(result, stages)) == ([Flag.IN_SITU_COUNTED] if flagged else [])
+
+
+@pytest.mark.parametrize(
+    ("preset", "cutoffs", "expected"),
+    [
+        ("breast", None, ["<10%", "<10%", "10-20%", ">20%"]),
+        ("neuroendocrine", None, ["G1", "G2", "G2", "G3"]),
+        ("neuroendocrine", [0.05, 0.15], ["<5%", "<5%", "5-15%", ">15%"]),
+    ],
+)
+def test_presets_give_cutoffs_and_names_and_own_cutoffs_override_them(preset, cutoffs, expected) -> None:
+    limits, names = index_categories(preset, cutoffs)
+    assert [category_of(index, limits, names) for index in (0.029, 0.03, 0.12, 0.201)] == expected
+    assert ki67_index(nuclei(12, 88), TUMOR, cutoffs=limits, names=names).category == expected[2]
+
+
+def test_an_unknown_preset_is_named_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match="index.preset is lung; write breast or neuroendocrine"):
+        index_categories("lung")

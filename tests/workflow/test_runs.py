@@ -169,7 +169,8 @@ def test_a_slide_leaves_few_files_and_all_that_are_promised(scored: Finished) ->
         assert not [path for path in files if ".partial" in path.name]
         names = (
             "check.json tissue_he.png tissue_ki67.png thumbnail_he.jpg thumbnail_ki67.jpg tumor_he.ome.zarr tumor_he.json "
-            "transform.json transform.tfm transform_3d.tfm registration.png tumor_ki67.ome.zarr transfer.json "
+            "tumor_he.geojson tumor_he.png transform.json transform.tfm transform_3d.tfm registration.png tumor_ki67.ome.zarr "
+            "tumor_ki67.geojson tumor_ki67.png transfer.json "
             "nuclei.parquet nuclei.geojson.gz nuclei.json ki67.json ki67.zarr overlay.png fields.png"
         )
         assert {path.name for path in folder.iterdir()} == set(names.split())

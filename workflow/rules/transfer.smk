@@ -2,6 +2,7 @@ rule transfer:
     input:
         check="results/{slide}/check.json",
         tissue="results/{slide}/tissue_ki67.png",
+        thumbnail="results/{slide}/thumbnail_ki67.jpg",
         transform="results/{slide}/transform.json",
         tumor_he="results/{slide}/tumor_he.ome.zarr",
         tumor_he_record="results/{slide}/tumor_he.json",
@@ -11,6 +12,14 @@ rule transfer:
         ranges=tumor_ranges_file("ki67"),
     output:
         tumor=tumor_zarr("results/{slide}/tumor_ki67.ome.zarr"),
+        outlines="results/{slide}/tumor_ki67.geojson",
+        picture=report(
+            "results/{slide}/tumor_ki67.png",
+            caption="../report/tumor.rst",
+            category="Slides",
+            subcategory="{slide}",
+            labels={"picture": "tumour on the Ki-67 slide"},
+        ),
         record="results/{slide}/transfer.json",
     log:
         "logs/transfer/{slide}.log",

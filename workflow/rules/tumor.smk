@@ -2,6 +2,7 @@ rule tumor:
     input:
         check="results/{slide}/check.json",
         tissue="results/{slide}/tissue_he.png",
+        thumbnail="results/{slide}/thumbnail_he.jpg",
         he=slide_file("he"),
         roi=region_file("he"),
         model=tumor_model_file("he"),
@@ -9,6 +10,14 @@ rule tumor:
         ranges=tumor_ranges_file("he", "he_coarse"),
     output:
         tumor=tumor_zarr("results/{slide}/tumor_he.ome.zarr"),
+        outlines="results/{slide}/tumor_he.geojson",
+        picture=report(
+            "results/{slide}/tumor_he.png",
+            caption="../report/tumor.rst",
+            category="Slides",
+            subcategory="{slide}",
+            labels={"picture": "tumour on the H&E"},
+        ),
         record="results/{slide}/tumor_he.json",
     log:
         "logs/tumor/{slide}.log",

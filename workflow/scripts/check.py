@@ -5,7 +5,7 @@ from ki67.geometry import Mask
 from ki67.provenance import stage_log, versions
 from ki67.slides import open_slide
 from ki67.storage import write_image_jpeg, write_json, write_mask_png
-from ki67.tissue import StainCheck, check_slide
+from ki67.tissue import StainCheck, check_slide, without_control_tissue
 
 SLIDE, PARAMS, OUTPUT = snakemake.wildcards.slide, snakemake.params, snakemake.output
 TISSUE_MPP = PARAMS.settings["tissue_mpp"]
@@ -23,8 +23,11 @@ def check(stain: str) -> StainCheck:
 
 with stage_log(snakemake.log[0], stage="check", name=SLIDE) as log:
     findings, records = [], {}
+    checks = {stain: check(stain) for stain in ("he", "ki67") if stain in PARAMS.files}
+    if "ki67" in checks:
+        checks["ki67"] = without_control_tissue(checks["ki67"], checks.get("he"), slide_id=SLIDE)
     for stain in ("he", "ki67"):
-        checked = check(stain) if stain in PARAMS.files else None
+        checked = checks.get(stain)
         findings.extend(checked.findings if checked else [empty_cell_finding(SLIDE, stain)])
         records[stain] = checked.to_json() if checked else None
         tissue = checked.tissue if checked and checked.usable else Mask.empty(stain, TISSUE_MPP)

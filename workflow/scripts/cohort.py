@@ -2,16 +2,17 @@
 
 from ki67.cohort import cohort_provenance, patient_table, slide_table
 from ki67.figures import cohort_overview
-from ki67.index import MEASURES
+from ki67.index import MEASURES, index_categories
 from ki67.provenance import stage_log, versions
 from ki67.storage import read_json, write_cohort_zarr, write_csv, write_image_png
 
-OUTPUT, CUTOFFS = snakemake.output, snakemake.params.settings["cutoffs"]
+OUTPUT = snakemake.output
+CUTOFFS, NAMES = index_categories(**snakemake.params.settings)
 
 with stage_log(snakemake.log[0], stage="cohort", name="cohort") as log:
     records = [read_json(path) for path in snakemake.input.indices]
     slides = slide_table(records)
-    patients = patient_table(slides, CUTOFFS)
+    patients = patient_table(slides, CUTOFFS, NAMES)
     provenance = cohort_provenance(records, cutoffs=CUTOFFS, versions=versions(("anndata", "pandas")))
     write_csv(OUTPUT.cohort, slides)
     write_csv(OUTPUT.patients, patients)

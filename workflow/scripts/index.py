@@ -3,13 +3,13 @@
 from ki67 import storage
 from ki67.errors import SlideError
 from ki67.figures import field_pictures, overview_mpp, slide_overlay
-from ki67.index import MEASURES, ki67_index, slide_record
+from ki67.index import MEASURES, index_categories, ki67_index, slide_record
 from ki67.provenance import stage_log, versions
 from ki67.slides import open_slide
 
 SLIDE, INPUT, OUTPUT, PARAMS = snakemake.wildcards.slide, snakemake.input, snakemake.output, snakemake.params
 STAGES = ("check", "tumor", "register", "transfer", "nuclei")
-VERSIONS = versions(("numpy", "geopandas", "spatialdata"))
+VERSIONS, (CUTOFFS, NAMES) = versions(("numpy", "geopandas", "spatialdata")), index_categories(**PARAMS.settings)
 
 
 def draw(stain: str, mpp: float | None, tumor, nuclei, record: dict) -> tuple:
@@ -27,7 +27,7 @@ def draw(stain: str, mpp: float | None, tumor, nuclei, record: dict) -> tuple:
 with stage_log(snakemake.log[0], stage="index", name=SLIDE) as log:
     stages = {stage: storage.read_json(INPUT[stage]) for stage in STAGES}
     nuclei, tumor = storage.read_nuclei_parquet(INPUT.table), storage.read_tumor_zarr(INPUT.tumor_ki67, "ki67")
-    result = ki67_index(nuclei, tumor, cutoffs=PARAMS.settings["cutoffs"], slide_id=SLIDE)
+    result = ki67_index(nuclei, tumor, cutoffs=CUTOFFS, names=NAMES, slide_id=SLIDE)
     named = {"slide": SLIDE, "patient": PARAMS.patient, "references": PARAMS.references}
     record = slide_record(result, stages=stages, versions=VERSIONS, **named)
     shown, checked = "ki67" if stages["check"]["stains"]["ki67"] else "he", stages["check"]["stains"]

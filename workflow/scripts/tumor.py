@@ -1,36 +1,36 @@
 """Find the tumour on the H&E slide."""
 
+from ki67 import storage
 from ki67.errors import SlideError
-from ki67.geometry import Mask
 from ki67.provenance import stage_log, versions
 from ki67.slides import open_slide
-from ki67.storage import read_json, read_mask_png, write_json, write_tumor_zarr
 from ki67.transfer import read_regions
+from ki67.tumor_files import write_tumor_files
 from ki67.tumor_mask import TumorMask, TumorSettings, make_tumor_mask
 
 SLIDE, INPUT, OUTPUT = snakemake.wildcards.slide, snakemake.input, snakemake.output
-SETTINGS = TumorSettings(**snakemake.params.settings)
+SETTINGS, KEEP = TumorSettings(**snakemake.params.settings), snakemake.params.keep_probability
 
 
-def find(checked: dict) -> TumorMask:
+def find(checked: dict | None) -> TumorMask:
     """The mask, empty where there is no H&E slide that can be used."""
     if not (checked and checked["usable"]):
-        return TumorMask(Mask.empty("he", SETTINGS.mask_mpp))
+        return TumorMask.empty("he", SETTINGS.mask_mpp)
     geojson = read_regions(snakemake.params.regions, INPUT.roi, slide_id=SLIDE, stain="he")
-    tissue = read_mask_png(INPUT.tissue, checked["tissue_mpp"], "he")
+    tissue = storage.read_mask_png(INPUT.tissue, checked["tissue_mpp"], "he")
     with open_slide(INPUT.he, slide_id=SLIDE, stain="he", mpp=checked["mpp"]) as slide:
         models = {"model": INPUT.model, "coarse_model": INPUT.coarse_model or None}
         return make_tumor_mask(slide, tissue, SETTINGS, **models, geojson=geojson)
 
 
 with stage_log(snakemake.log[0], stage="tumor", name=SLIDE) as log:
-    findings = []
+    findings, checked = [], storage.read_json(INPUT.check)["stains"]["he"]
     try:
-        tumor = find(read_json(INPUT.check)["stains"]["he"])
+        tumor = find(checked)
     except SlideError as error:
         findings.append(error.finding.to_json())
-        tumor = TumorMask(Mask.empty("he", SETTINGS.mask_mpp))
-    write_tumor_zarr(OUTPUT.tumor, tumor.mask, tumor.probability if snakemake.params.keep_probability else None)
+        tumor = TumorMask.empty("he", SETTINGS.mask_mpp)
+    write_tumor_files(OUTPUT, INPUT, tumor, checked, slide_id=SLIDE, keep_probability=KEEP)
     log.note(f"{tumor.mask.area_mm2:.2f} mm² of tumour on the H&E")
     record = tumor.to_json() | {"findings": findings, "seconds": log.seconds, "versions": versions(("torch", "numpy"))}
-    write_json(OUTPUT.record, record)
+    storage.write_json(OUTPUT.record, record)
