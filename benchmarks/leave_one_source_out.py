@@ -67,7 +67,7 @@ def train_without(left_out: Source, sources: list[Source], chosen: argparse.Name
             start_from=str(chosen.start_from or settings["start_from"] or ""),
             validation_share=0.0,
             workers=chosen.workers,
-            **{key: settings[key] for key in KEPT},
+            **{key: settings[key] for key in KEPT if key in settings},
         )
         fit(options, [*parts, chosen.drawn], folder)
     return folder

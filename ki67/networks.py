@@ -196,6 +196,7 @@ def tumor_patches_spec(name: str, stain: Stain) -> NetworkSpec:
 
 NETWORK_SPECS: dict[str, NetworkSpec] = {
     "tumor_he": tumor_spec("tumor_he", "he"),
+    "tumor_start": tumor_spec("tumor_start", "he"),
     # Sees 5x, where a slide has a sixteenth of the pixels. Tiles of 256 µm, as the smallest annotated images are.
     "tumor_he_coarse": tumor_spec("tumor_he_coarse", "he", mpp=2.0, tile_px=128),
     "tumor_ki67": tumor_spec("tumor_ki67", "ki67"),

@@ -42,7 +42,7 @@ from ki67.networks import (
     write_whole,
 )
 from ki67.training import datasets as data
-from ki67.training.augmentation import NO_AUGMENTATION, Augmentation, mix
+from ki67.training.augmentation import NO_AUGMENTATION, TUMOR_AUGMENTATION, USUAL_AUGMENTATION, Augmentation, mix
 from ki67.training.calibration import calibrate, write_familiar_ranges
 from ki67.training.outlined_centers import outline_centers
 from ki67.training.patches import PatchLoss, choose_patches, patch_label
@@ -91,7 +91,7 @@ class FitOptions:
     mixed_share
         Share of the tiles that are put together from places in two images; see ``ki67.training.augmentation.mix``.
     augmentation
-        Random changes of tiles.
+        Random changes of tiles; None for those that are usual for nuclei or for tumour.
     allow_unlicensed
         Train on datasets whose ``use`` does not allow training; the card says so.
     checkpoint_seconds
@@ -119,7 +119,7 @@ class FitOptions:
     patches_per_slide: int = 2000
     dataset_shares: dict[str, float] = field(default_factory=dict)
     mixed_share: float = 0.0
-    augmentation: Augmentation = field(default_factory=Augmentation)
+    augmentation: Augmentation | None = None
     allow_unlicensed: bool = False
     checkpoint_seconds: float = 120.0
     workers: int = 1
@@ -228,6 +228,8 @@ class TrainingTiles(Dataset[tuple[NDArray[np.uint8], NDArray[np.uint8]]]):
         self._images = images
         self._options = options
         self._first = first
+        usual = TUMOR_AUGMENTATION if len(options.spec.classes) == 1 else USUAL_AUGMENTATION
+        self._augmentation = options.augmentation or usual
         self._centers: list[NDArray[np.float64]] | None = None
         if options.spec.classifies_patches:
             self._centers = choose_patches(images, options.spec, options.patches_per_slide, options.seed)
@@ -247,11 +249,11 @@ class TrainingTiles(Dataset[tuple[NDArray[np.uint8], NDArray[np.uint8]]]):
 
     def _tile(self, random: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         number = int(np.searchsorted(self._cumulative, random.random(), side="right"))
-        image, tile_px, augmentation = self._images[number], self._options.spec.tile_px, self._options.augmentation
+        image, tile_px = self._images[number], self._options.spec.tile_px
         if self._centers is None:
-            return augmentation.apply(image.rgb, image.target, tile_px, random)
+            return self._augmentation.apply(image.rgb, image.target, tile_px, random)
         column, row = self._centers[number][random.integers(len(self._centers[number]))]
-        return augmentation.apply(image.rgb, image.target, tile_px, random, center_px=(column, row))
+        return self._augmentation.apply(image.rgb, image.target, tile_px, random, center_px=(column, row))
 
 
 def image_shares(

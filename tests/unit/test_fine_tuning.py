@@ -97,7 +97,7 @@ def test_few_patients_are_all_trained_on(tmp_path):
 
 def test_the_recipe_is_gentle_and_takes_minutes_or_steps():
     options = fine_tuning_options(nuclei_spec(), minutes=5, seed=3)
-    assert options.learning_rate == 3e-4
+    assert options.learning_rate == 2e-4
     assert (options.minutes, options.seed, options.start_from) == (5, 3, str(SHIPPED_NUCLEI))
     assert fine_tuning_options(nuclei_spec(), steps=40).minutes is None
     assert fine_tuning_options(nuclei_spec(), steps=40).steps == 40

@@ -37,6 +37,7 @@ MODEL_FILES = {"nuclei_forest": "forest.safetensors"}
 # What the fields of each model show.
 FIELD_KINDS = {
     "tumor_he": "tumor_he",
+    "tumor_start": "tumor_he",
     "tumor_he_coarse": "tumor_he",
     "tumor_ki67": "tumor_ki67",
     "tumor_he_patches": "tumor_he",
@@ -228,7 +229,7 @@ def training_datasets(wildcards) -> list[str]:
 
 def training_settings(network: str) -> dict:
     settings = SETTINGS["train"][network]
-    keys = ("encoder_weights", "steps", "batch_size", "learning_rate", "patches_per_slide")
+    keys = ("encoder_weights", "steps", "batch_size", "learning_rate", "patches_per_slide", "mixed_share")
     return {key: settings[key] for key in keys if key in settings} | {
         "dataset_shares": settings["shares"],
         "start_from": settings["start_from"] or "",
