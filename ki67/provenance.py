@@ -23,7 +23,7 @@ PACKAGE = "ki67"
 
 
 @cache
-def code_digest(script: Path, root: Path) -> str:
+def code_digest(script: Path, root: Path, *, without: tuple[str, ...] = ()) -> str:
     """Digest of a script and of every module of the package that it imports, directly or through another.
 
     Imports inside functions count, those under ``if TYPE_CHECKING`` do not. Line endings do not matter.
@@ -34,9 +34,11 @@ def code_digest(script: Path, root: Path) -> str:
         Python file.
     root
         Folder that holds the package ``ki67``.
+    without
+        Names of modules that do not count, though what they import does: those that only draw pictures.
     """
     digest = hashlib.sha256()
-    for path in (script, *import_closure(script, root)):
+    for path in (script, *(path for path in import_closure(script, root) if path.stem not in without)):
         digest.update(path.name.encode())
         digest.update(path.read_bytes().replace(b"\r\n", b"\n"))
     return digest.hexdigest()[:16]

@@ -87,3 +87,16 @@ def test_a_failure_is_in_the_log_in_full(tmp_path: Path) -> None:
         raise ZeroDivisionError("no tiles")
     assert "Traceback" in (tmp_path / "x.log").read_text()
     assert "S01 check failed" in (tmp_path / "x.log").read_text()
+
+
+def test_modules_left_out_of_a_digest_do_not_change_it_but_what_they_import_does(tmp_path: Path) -> None:
+    def digest(changed: str | None) -> str:
+        folder = tmp_path / str(changed).replace("/", "_")
+        for name, text in FILES.items():
+            (folder / name).parent.mkdir(exist_ok=True, parents=True)
+            (folder / name).write_text(text + ("# changed\n" if name == changed else ""))
+        return code_digest(folder / "use_a.py", folder, without=("b",))
+
+    assert digest("ki67/b.py") == digest(None)
+    assert digest("ki67/e.py") != digest(None)
+    assert digest("ki67/a.py") != digest(None)

@@ -255,7 +255,7 @@ TUMOR_EVALUATION = ("evaluate_tumor", "evaluate")
         ("nuclei", {"nuclei", *LEARNING, "evaluate_nuclei"}),
         ("index", {"index", "cohort", "evaluate_nuclei", "evaluate"}),
         ("cohort", {"cohort"}),
-        ("figures", {"register", "index", "cohort", *TUMOR_EVALUATION}),
+        ("figures", {"tumor", "transfer", "register", "index", "cohort", *TUMOR_EVALUATION}),
         ("phantom/draw", {"draw_fields"}),
         ("sheet", set()),
     ],

@@ -132,9 +132,9 @@ def companions_digest(wildcards) -> str:
 
 
 @cache
-def code_of(script: str) -> str:
+def code_of(script: str, without: tuple[str, ...] = ()) -> str:
     """Digest of a script and all modules of ki67/ it can import: a change in one of them is a reason to run again."""
-    return code_digest(ROOT / "workflow" / "scripts" / script, ROOT)
+    return code_digest(ROOT / "workflow" / "scripts" / script, ROOT, without=without)
 
 
 def model_file(network: str) -> str | list:

@@ -36,6 +36,7 @@ rule transfer:
         regions=lambda wildcards: "ki67" in slide_row(wildcards).regions,
         settings=network_settings("tumor"),
         keep_probability=SETTINGS["keep"] == "probabilities",
-        code=lambda wildcards: code_of("transfer.py"),
+        # Another way to draw pictures is no reason to run a network again.
+        code=lambda wildcards: code_of("transfer.py", without=("figures",)),
     script:
         "../scripts/transfer.py"

@@ -34,6 +34,7 @@ rule tumor:
         regions=lambda wildcards: "he" in slide_row(wildcards).regions,
         settings=network_settings("tumor"),
         keep_probability=SETTINGS["keep"] == "probabilities",
-        code=lambda wildcards: code_of("tumor.py"),
+        # Another way to draw pictures is no reason to run a network again.
+        code=lambda wildcards: code_of("tumor.py", without=("figures",)),
     script:
         "../scripts/tumor.py"
