@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ki67.errors import Ki67Error
 from ki67.stain import optical_density
 from ki67.tissue import TISSUE_OD_RANGE, find_tissue
-from ki67.training.datasets import Dataset, image_paths, read_annotation, read_rgb, read_roi, resampled
+from ki67.training.datasets import Dataset, image_paths, read_annotation, read_known, read_rgb, read_roi, resampled
 
 SCORED_MPP = 0.5
 """Microns per pixel at which truth and probability are compared, whatever those of the dataset and the network."""
@@ -127,13 +127,13 @@ def read_tumor_field(dataset: Dataset, path: Path) -> TumorField:
     known = np.ones(shape, dtype=bool)
     allowed = known
     if dataset.kind == "tumor":
-        truth = read_annotation(dataset, path.stem, (rows, columns), dataset.mpp)[0] > 0
+        truth = read_annotation(dataset, path.stem, (rows, columns), dataset.mpp)[0] == 1
     else:
         truth = _roi(dataset, path.stem, (rows, columns))
         found = find_tissue(resampled(rgb, dataset.mpp / TISSUE_MPP), TISSUE_MPP, "ki67")
         allowed = at_shape(found.mask.pixels, shape)
         known = allowed & at_shape(dense_tissue(resampled(rgb, factor), found.glass_rgb), shape)
-    annotated = _known_mask(dataset, path.stem)
+    annotated = read_known(dataset, path.stem)
     if annotated is not None:
         known = known & at_shape(annotated, shape)
     return TumorField(path.stem, rgb, dataset.mpp, at_shape(truth, shape), known, allowed)
@@ -179,13 +179,3 @@ def _roi(dataset: Dataset, stem: str, shape: tuple[int, int]) -> NDArray[np.bool
             "add it or remove its image"
         )
     return roi
-
-
-def _known_mask(dataset: Dataset, stem: str) -> NDArray[np.bool_] | None:
-    path = dataset.folder / "known_masks" / f"{stem}.png"
-    if not path.exists():
-        return None
-    mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    if mask is None:
-        raise Ki67Error(f"dataset {dataset.name}: known_masks/{path.name} is unreadable; write it again or remove it")
-    return np.asarray(mask > 127, dtype=bool)

@@ -225,6 +225,22 @@ def read_roi(dataset: Dataset, stem: str, shape: tuple[int, int]) -> NDArray[np.
     return np.asarray(_fitted(_read_pixels(dataset, path, cv2.IMREAD_GRAYSCALE), shape) >= 128, dtype=bool)
 
 
+def read_known(dataset: Dataset, stem: str) -> NDArray[np.bool_] | None:
+    """Where the tumour of an image is annotated, bool ``(H, W)`` as ``known_masks/<stem>.png`` says.
+
+    None where there is no such file: then everywhere.
+
+    Raises
+    ------
+    Ki67Error
+        If the file is there and cannot be read.
+    """
+    path = dataset.folder / "known_masks" / f"{stem}.png"
+    if not path.exists():
+        return None
+    return np.asarray(_read_pixels(dataset, path, cv2.IMREAD_GRAYSCALE) > 127, dtype=bool)
+
+
 def _read_image(dataset: Dataset, path: Path, spec: NetworkSpec) -> AnnotatedImage:
     rgb = read_rgb(dataset, path, spec.mpp)
     target, nuclei = read_annotation(dataset, path.stem, rgb.shape[:2], spec.mpp)
@@ -349,7 +365,10 @@ def _class_of(entry: dict[str, Any], names: dict[int, str]) -> int:
 
 def _read_tumor(dataset: Dataset, stem: str, shape: tuple[int, int], mpp: float) -> _Annotation:
     mask = _read_pixels(dataset, dataset.folder / "masks" / f"{stem}.png", cv2.IMREAD_GRAYSCALE)
-    return tumor_target(_fitted(mask, shape)), np.zeros((0, 3))
+    target, known = tumor_target(_fitted(mask, shape)), read_known(dataset, stem)
+    if known is not None:
+        target = np.where(_fitted(known.astype(np.uint8), shape) > 0, target, np.uint8(IGNORED))
+    return target, np.zeros((0, 3))
 
 
 def _read_json(dataset: Dataset, path: Path) -> Any:

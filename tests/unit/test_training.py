@@ -460,3 +460,18 @@ def test_datasets_that_do_not_allow_training_are_refused(tmp_path):
 def test_training_without_datasets_is_refused(tmp_path):
     with pytest.raises(Ki67Error, match="network nuclei: no datasets to train on"):
         fit(quick(), [], tmp_path / "out")
+
+
+def test_where_the_tumour_is_not_known_nothing_is_learned(tmp_path):
+    folder = tmp_path / "d"
+    for part in ("images", "masks", "known_masks"):
+        (folder / part).mkdir(parents=True)
+    (folder / "dataset.yaml").write_text("kind: tumor\nmpp: 0.5\n")
+    known = np.zeros((40, 40), np.uint8)
+    known[:, :20] = 255
+    for part, pixels in (("images", np.zeros((40, 40, 3), np.uint8)), ("masks", known.T), ("known_masks", known)):
+        cv2.imwrite(str(folder / part / "a.png"), pixels)
+    (image,) = read_images(read_dataset(folder), tumor_spec("tumor_he", "he"))
+    assert (image.target[:20, :20] == 1).all()
+    assert (image.target[20:, :20] == 0).all()
+    assert (image.target[:, 20:] == IGNORED).all()
