@@ -77,7 +77,7 @@ def measured(left_out: Source, folder: Path) -> dict[str, Any]:
     """The evaluation of a network on the source that it never saw."""
     with tempfile.TemporaryDirectory() as temporary:
         part = part_of(left_out.folder, set(left_out.stems), Path(temporary) / left_out.folder.name)
-        return evaluate_tumor(part, load_network(folder))
+        return evaluate_tumor(part, load_network(folder)).to_json()
 
 
 def main() -> None:
