@@ -23,7 +23,7 @@ from ki67.errors import Ki67Error, Stain
 from ki67.networks import Predictor, load_network
 from ki67.phantom.artifacts import PENS, Artifacts, Disc, Line
 from ki67.phantom.layout import Layout
-from ki67.phantom.look import random_look
+from ki67.phantom.look import Look, random_look
 from ki67.phantom.nuclei import Section, logit_for
 from ki67.phantom.paint import Painting, paint
 from ki67.phantom.textures import Noise
@@ -36,6 +36,8 @@ FieldKind = Literal["nuclei", "tumor_he", "tumor_ki67"]
 
 _KIND_SEEDS: dict[FieldKind, int] = {"nuclei": 1, "tumor_he": 2, "tumor_ki67": 3}
 
+_LYMPHOID_SHARE = 0.35
+"""Of the fields of tumour."""
 SMALLEST_LABEL_PX = 12
 """Instances of which less is seen are left unlabelled."""
 
@@ -160,12 +162,14 @@ def _random_mpp(rng: np.random.Generator, options: FieldOptions) -> float:
 def _random_painting(rng: np.random.Generator, options: FieldOptions, stamps: NDArray[np.float32] | None) -> Painting:
     mpp = _random_mpp(rng, options)
     layout, origin, (x, y) = _random_place(rng, options.size_px * mpp)
-    layout = layout.with_tumor_share(_random_share(rng), x, y)
+    layout, look = layout.with_tumor_share(_random_share(rng), x, y), random_look(rng, options.stain)
+    if options.kind != "nuclei" and rng.random() < _LYMPHOID_SHARE:
+        layout, look = _lymphoid(layout, look, rng)
     heterogeneity = float(rng.uniform(0.2, 1.4))
     section = Section(
         index=0 if options.stain == "he" else 1,
         layout=layout,
-        look=random_look(rng, options.stain),
+        look=look,
         to_layout=np.array([[1, 0, origin[0]], [0, 1, origin[1]], [0, 0, 1]], dtype=np.float64),
         seed=int(rng.integers(2**31)),
         tumor_logit=logit_for(_random_fraction(rng), layout.hot.sample(x, y).ravel(), heterogeneity),
@@ -174,6 +178,19 @@ def _random_painting(rng: np.random.Generator, options: FieldOptions, stamps: ND
         artifacts=_random_artifacts(rng, (x, y)),
     )
     return paint(section, 0.0, 0.0, options.size_px, options.size_px, mpp, stamps=stamps)
+
+
+def _lymphoid(layout: Layout, look: Look, rng: np.random.Generator) -> tuple[Layout, Look]:
+    """Large pale tumour cells among lymphocytes, as in a lymph node, where the darker nuclei are not the tumour."""
+    layout = replace(layout, lymphocyte_threshold=float(rng.uniform(-1.6, 0.3)))
+    look = replace(
+        look,
+        nucleus_um=float(rng.uniform(10.5, 14.5)),
+        size_spread=float(rng.uniform(0.15, 0.3)),
+        vesicular=float(rng.uniform(0.35, 0.9)),
+        density=float(rng.uniform(0.35, 0.85)),
+    )
+    return layout, look
 
 
 def _random_place(
