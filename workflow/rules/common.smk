@@ -32,7 +32,7 @@ NUCLEI_MODELS = {
     "color_threshold": None,
     "random_forest": "nuclei_forest",
 }
-TUMOR_MODELS = ("tumor_he", "tumor_he_coarse", "tumor_ki67")
+EVALUATED_TUMOR_MODELS = ("tumor_he", "tumor_he_coarse", "tumor_ki67", "tumor_he_patches", "tumor_ki67_patches")
 MODEL_FILES = {"nuclei_forest": "forest.safetensors"}
 # What the fields of each model show.
 FIELD_KINDS = {

@@ -45,7 +45,7 @@ rule evaluate_tumor:
     benchmark:
         "logs/evaluate_tumor/{model}_{dataset}.tsv"
     wildcard_constraints:
-        model="|".join(TUMOR_MODELS),
+        model="|".join(EVALUATED_TUMOR_MODELS),
     conda:
         "../../envs/torch.yaml"
     threads: 8
