@@ -117,11 +117,7 @@ def _adapt_review(datasets: list[Path], start_from: Path, folder: Path) -> None:
     review = fit_review(datasets, load_detector(method, folder))
     if review is not None:
         write_json(folder / REVIEW_FILE, asdict(review))
-        log.info(
-            "review: nuclei from a plausibility of %g, positive from %g of the way between the levels of DAB",
-            review.least_plausible,
-            review.calibration.share,
-        )
+        log.info("review: nuclei from a plausibility of %g", review.least_plausible)
 
 
 def group_count(dataset: Dataset) -> int:
