@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ki67.artifacts import find_blurred_parts, find_control_tissue, find_folds
+from ki67.artifacts import doubled_parts, find_blurred_parts, find_control_tissue, find_folds
 from ki67.errors import STAIN_NAMES, Finding, Flag, SlideError, Stain
 from ki67.geometry import Mask
 from ki67.slides import Slide
@@ -171,7 +171,7 @@ def find_tissue(thumbnail: RgbImage, mpp: float, frame: Stain) -> TissueFinding:
     pixels = (((density > _density_limit(density)) & ~shadow) | textured) & ~_black_border(thumbnail)
     pen = _pen(thumbnail, texture, mpp)
     pixels = _tidy(pixels & ~pen, mpp) & ~pen
-    folds = find_folds(density, pixels, mpp)
+    folds = doubled_parts(find_folds(density, pixels, mpp), optical_density(thumbnail, glass), pixels, mpp)
     return TissueFinding(Mask(pixels & ~folds, mpp, frame), float(pen.mean()), float(folds.mean()), glass)
 
 

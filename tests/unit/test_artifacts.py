@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ki67.artifacts import blurred_squares, find_control_tissue, find_folds, sharpness_of_squares
+from ki67.artifacts import blurred_squares, doubled_parts, find_control_tissue, find_folds, sharpness_of_squares
 from ki67.errors import Flag, Stain
 from ki67.geometry import Mask
 from ki67.phantom import PhantomOptions, draw_slides
@@ -130,6 +130,23 @@ def test_dense_round_regions_and_specks_are_no_folds() -> None:
     assert found[240, 150]
     assert found.mean() < 0.12
     assert not find_folds(density, np.zeros_like(tissue), 8.0).any()
+
+
+def test_a_fold_is_denser_than_what_is_around_it_and_of_its_hue() -> None:
+    tissue = np.ones((200, 200), dtype=bool)
+    band = np.zeros_like(tissue)
+    band[90:100, 20:180] = True
+    around = np.array([0.10, 0.25, 0.10], dtype=np.float32)
+
+    def kept(inside: list[float]) -> bool:
+        density = np.where(band[..., None], np.array(inside, dtype=np.float32), around)
+        return bool(doubled_parts(band, density, tissue, 8.0).all(where=band))
+
+    assert kept([0.20, 0.50, 0.20])
+    assert not kept([0.12, 0.31, 0.12]), "hardly denser"
+    assert not kept([0.30, 0.30, 0.10]), "bluer: lymphocytes"
+    assert not kept([0.15, 0.30, 0.45]), "browner: positive nuclei"
+    assert not doubled_parts(np.zeros_like(band), np.ones((200, 200, 3), np.float32), tissue, 8.0).any()
 
 
 def test_pale_tissue_is_as_sharp_as_dense_tissue_and_blur_is_not() -> None:
