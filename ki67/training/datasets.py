@@ -219,10 +219,8 @@ def read_roi(dataset: Dataset, stem: str, shape: tuple[int, int]) -> NDArray[np.
     Ki67Error
         If the file is there and cannot be read.
     """
-    path = dataset.folder / "roi_masks" / f"{stem}.png"
-    if not path.exists():
-        return None
-    return np.asarray(_fitted(_read_pixels(dataset, path, cv2.IMREAD_GRAYSCALE), shape) >= 128, dtype=bool)
+    mask = _read_mask(dataset, "roi_masks", stem)
+    return None if mask is None else np.asarray(_fitted(mask, shape) >= 128, dtype=bool)
 
 
 def read_known(dataset: Dataset, stem: str) -> NDArray[np.bool_] | None:
@@ -235,10 +233,13 @@ def read_known(dataset: Dataset, stem: str) -> NDArray[np.bool_] | None:
     Ki67Error
         If the file is there and cannot be read.
     """
-    path = dataset.folder / "known_masks" / f"{stem}.png"
-    if not path.exists():
-        return None
-    return np.asarray(_read_pixels(dataset, path, cv2.IMREAD_GRAYSCALE) > 127, dtype=bool)
+    mask = _read_mask(dataset, "known_masks", stem)
+    return None if mask is None else np.asarray(mask >= 128, dtype=bool)
+
+
+def _read_mask(dataset: Dataset, part: str, stem: str) -> NDArray[np.uint8] | None:
+    path = dataset.folder / part / f"{stem}.png"
+    return _read_pixels(dataset, path, cv2.IMREAD_GRAYSCALE) if path.exists() else None
 
 
 def _read_image(dataset: Dataset, path: Path, spec: NetworkSpec) -> AnnotatedImage:

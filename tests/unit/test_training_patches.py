@@ -17,6 +17,7 @@ from ki67.training.fit import FitOptions, TrainingTiles, fit
 from ki67.training.patches import PatchLoss, choose_patches, patch_label
 from ki67.training.targets import IGNORED
 from tests.unit.test_training import StopTrainingError, write_tumor_dataset
+from tests.unit.test_training import quick as quick_training
 
 SPEC = tumor_patches_spec("tumor_he_patches", "he")
 
@@ -119,17 +120,7 @@ def test_the_loss_is_small_for_right_answers_and_blind_to_unknown_patches():
 
 
 def quick(**changes) -> FitOptions:
-    options = FitOptions(
-        spec=replace(SPEC, tile_px=64),
-        steps=3,
-        batch_size=2,
-        warmup_steps=2,
-        encoder_weights="none",
-        validation_share=0.2,
-        workers=0,
-        device="cpu",
-    )
-    return replace(options, **changes)
+    return quick_training(spec=replace(SPEC, tile_px=64), **changes)
 
 
 def test_training_leaves_weights_card_and_curve_but_no_ranges(tmp_path):
