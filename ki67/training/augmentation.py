@@ -162,7 +162,7 @@ def mix(one: Tile, other: Tile, random: np.random.Generator) -> Tile:
     return rgb, np.where(chosen, one[1], other[1])
 
 
-TUMOR_AUGMENTATION = Augmentation(scale=0.4, stain_gain=0.6, stain_tilt=0.1, white_balance=0.08)
+TUMOR_AUGMENTATION = Augmentation(scale=0.5, stain_gain=0.6, stain_tilt=0.1, white_balance=0.08)
 """For networks of tumour, which learn from few slides and would take their stain for the answer."""
 USUAL_AUGMENTATION = Augmentation()
 NO_AUGMENTATION = Augmentation(0, 0, 0, 0, 0, 0, 0, 0, 100)

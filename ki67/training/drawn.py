@@ -36,8 +36,10 @@ FieldKind = Literal["nuclei", "tumor_he", "tumor_ki67"]
 
 _KIND_SEEDS: dict[FieldKind, int] = {"nuclei": 1, "tumor_he": 2, "tumor_ki67": 3}
 
+_BENIGN_SHARE = 0.12
+"""Of the drawn fields for networks of tumour."""
 _LYMPHOID_SHARE = 0.35
-"""Of the fields of tumour."""
+"""Of the others."""
 SMALLEST_LABEL_PX = 12
 """Instances of which less is seen are left unlabelled."""
 
@@ -119,12 +121,14 @@ def draw_field(options: FieldOptions, index: int, real: RealNuclei | None = None
         return _stained_tissue(rng, options, real.tissues)
     if real is not None and real.fields and rng.random() < 0.5:
         return _restained(rng, options, real)
-    painting = _random_painting(rng, options, None if real is None else real.stamps)
+    benign = options.kind != "nuclei" and rng.random() < _BENIGN_SHARE
+    painting = _random_painting(rng, options, None if real is None else real.stamps, benign=benign)
     rgb = degrade(painting.rgb, rng)
     if options.kind == "nuclei":
         labels, classes = _instances(painting.labels, painting.nuclei.positive)
         return Field(rgb, labels=labels, classes=classes)
-    return Field(rgb, mask=tumor_mask(painting, options.mpp))
+    mask = tumor_mask(painting, options.mpp)
+    return Field(rgb, mask=np.zeros_like(mask) if benign else mask)
 
 
 def _restained(rng: np.random.Generator, options: FieldOptions, real: RealNuclei) -> Field:
@@ -159,11 +163,15 @@ def _random_mpp(rng: np.random.Generator, options: FieldOptions) -> float:
     return options.mpp * float(np.exp(rng.uniform(np.log(0.8), np.log(1.25))))
 
 
-def _random_painting(rng: np.random.Generator, options: FieldOptions, stamps: NDArray[np.float32] | None) -> Painting:
+def _random_painting(
+    rng: np.random.Generator, options: FieldOptions, stamps: NDArray[np.float32] | None, *, benign: bool
+) -> Painting:
     mpp = _random_mpp(rng, options)
     layout, origin, (x, y) = _random_place(rng, options.size_px * mpp)
     layout, look = layout.with_tumor_share(_random_share(rng), x, y), random_look(rng, options.stain)
-    if options.kind != "nuclei" and rng.random() < _LYMPHOID_SHARE:
+    if benign:
+        look = _benign(look, rng)
+    elif options.kind != "nuclei" and rng.random() < _LYMPHOID_SHARE:
         layout, look = _lymphoid(layout, look, rng)
     heterogeneity = float(rng.uniform(0.2, 1.4))
     section = Section(
@@ -191,6 +199,21 @@ def _lymphoid(layout: Layout, look: Look, rng: np.random.Generator) -> tuple[Lay
         density=float(rng.uniform(0.35, 0.85)),
     )
     return layout, look
+
+
+def _benign(look: Look, rng: np.random.Generator) -> Look:
+    """Nests of small, even, crowded nuclei, as of ducts, lobules and hair follicles, which are no tumour."""
+    return replace(
+        look,
+        nucleus_um=float(rng.uniform(5.2, 7.0)),
+        size_spread=float(rng.uniform(0.04, 0.10)),
+        elongation=float(rng.uniform(0.1, 0.9)),
+        irregularity=float(rng.uniform(0.01, 0.04)),
+        vesicular=float(rng.uniform(0.0, 0.3)),
+        nucleoli=float(rng.uniform(0.0, 0.2)),
+        density=float(rng.uniform(0.9, 1.0)),
+        cell_um=float(rng.uniform(1.0, 2.5)),
+    )
 
 
 def _random_place(
