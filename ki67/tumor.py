@@ -32,14 +32,17 @@ class Cascade:
     certain_below, certain_above
         Its probabilities between these two are not certain.
     uncertain_share
-        The finer network looks at a tile where more than this share of its tissue is not certain. With these three
-        the area under the ROC curve stays within 0.005 of the finer network's on real tissue (``benchmarks.cascade``).
+        The finer network looks at a tile where more than this share of its tissue is not certain.
+    coarse_share
+        Weight of the coarser network in the mean of both, where both look. It sees more of what is around, the finer
+        one more of each nucleus; together they are right more often than either (``benchmarks.cascade``).
     """
 
     network: Predictor
     certain_below: float = 0.2
     certain_above: float = 0.98
     uncertain_share: float = 0.2
+    coarse_share: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,8 @@ def segment_tumor(
         tiles = len(plan.cells)
         plan = uncertain_tiles(plan, probability, allowed, mask_mpp, cascade)
         fine_share = len(plan.cells) / max(1, tiles)
-    statistics = _look(slide, plan, network, probability, mask_mpp, running, "tumor")
+    kept = cascade.coarse_share if cascade is not None else 0.0
+    statistics = _look(slide, plan, network, probability, mask_mpp, running, "tumor", kept)
     processor_s = time.process_time()
     probability[~allowed] = 0
     pixels = regions(
@@ -161,13 +165,17 @@ def _look(
     mask_mpp: float,
     running: Running | None,
     label: str,
+    kept: float = 0.0,
 ) -> InferenceStatistics:
-    """Run a network, and put what it says in place into the probability at the resolution of the mask."""
+    """Run a network, and put what it says in place into the probability at the resolution of the mask.
+
+    ``kept`` is the weight of what is there already.
+    """
     _check_scales(mask_mpp, plan.mpp, plan.cell_px)
     with InferenceRun(slide, plan, network, label=f"{slide.slide_id} {label}", running=running) as run:
         for block in run.blocks():
             with run.postprocessing():
-                _put(block, probability, plan.mpp, mask_mpp)
+                _put(block, probability, plan.mpp, mask_mpp, kept)
         return run.statistics()
 
 
@@ -206,13 +214,14 @@ def _check_scales(mask_mpp: float, mpp: float, cell_px: int) -> None:
         )
 
 
-def _put(block: Block, probability: NDArray[np.uint8], mpp: float, mask_mpp: float) -> None:
+def _put(block: Block, probability: NDArray[np.uint8], mpp: float, mask_mpp: float, kept: float) -> None:
     """Put a block, averaged over area or repeated, where it belongs; only what its windows answered for."""
     for row_px, column_px, levels in block.answered():
         resized = _resized(levels[0], mpp, mask_mpp)
         top, left = round(row_px * mpp / mask_mpp), round(column_px * mpp / mask_mpp)
         room = probability[top : top + resized.shape[0], left : left + resized.shape[1]]
-        room[:] = resized[: room.shape[0], : room.shape[1]]
+        said = resized[: room.shape[0], : room.shape[1]]
+        room[:] = np.rint(np.float32(kept) * room + np.float32(1 - kept) * said)
 
 
 def _resized(image: NDArray[np.uint8], mpp: float, mask_mpp: float) -> NDArray[np.uint8]:

@@ -48,6 +48,9 @@ class Augmentation:
         Standard deviation in grey levels; applied to a third of the tiles.
     jpeg_quality
         Lowest quality; applied to a third of the tiles.
+    local_gain
+        Share by which the amounts of hematoxylin and eosin grow or shrink from place to place in a tile, and in class 1
+        against the others: how dark something is then tells nothing of what it is.
     """
 
     rotation_deg: float = 15.0
@@ -59,6 +62,7 @@ class Augmentation:
     blur_px: float = 1.2
     noise: float = 6.0
     jpeg_quality: int = 40
+    local_gain: float = 0.0
 
     def apply(
         self,
@@ -92,6 +96,8 @@ class Augmentation:
             tile, answer = self._placed(rgb, target, tile_px, random, center_px)
             if np.mean(answer != IGNORED) >= _LEAST_KNOWN:
                 break
+        if self.local_gain > 0:
+            tile = self._unevenly_stained(tile, answer, random)
         return self._scanned(self._stained(tile, random), random), answer
 
     def _placed(
@@ -123,6 +129,22 @@ class Augmentation:
         matrix = (np.linalg.inv(_STAINS_UNIT) @ np.diag(gain) @ tilted).T
         summand = offset @ tilted + balance
         density = cv2.transform(_OPTICAL_DENSITY[tile], np.column_stack([matrix, summand]).astype(np.float32))
+        return np.clip(256 * cv2.exp(-density) - 1, 0, 255).astype(np.uint8)
+
+    def _unevenly_stained(
+        self, tile: NDArray[np.uint8], answer: NDArray[np.uint8], random: np.random.Generator
+    ) -> NDArray[np.uint8]:
+        """Stains whose strength changes smoothly, so that the change has no edge that could be learned."""
+        inside = (answer == 1).astype(np.float32)
+        amounts = cv2.transform(_OPTICAL_DENSITY[tile], np.linalg.inv(_STAINS_UNIT).T.astype(np.float32))
+        for stain in (0, 1):
+            edge = cv2.GaussianBlur(inside, (0, 0), random.uniform(3, 12))
+            cells = int(random.integers(2, 7))
+            waves = random.uniform(-0.5, 0.5, (cells, cells)).astype(np.float32)
+            places = cv2.resize(waves, tile.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+            logarithm = np.float32(random.uniform(-1, 1)) * edge + places
+            amounts[..., stain] *= cv2.exp(np.float32(np.log1p(self.local_gain)) * logarithm)
+        density = cv2.transform(amounts, _STAINS_UNIT.T.astype(np.float32))
         return np.clip(256 * cv2.exp(-density) - 1, 0, 255).astype(np.uint8)
 
     def _scanned(self, tile: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:
@@ -162,7 +184,7 @@ def mix(one: Tile, other: Tile, random: np.random.Generator) -> Tile:
     return rgb, np.where(chosen, one[1], other[1])
 
 
-TUMOR_AUGMENTATION = Augmentation(scale=0.5, stain_gain=0.6, stain_tilt=0.1, white_balance=0.08)
+TUMOR_AUGMENTATION = Augmentation(scale=0.5, stain_gain=0.6, stain_tilt=0.1, white_balance=0.08, local_gain=0.4)
 """For networks of tumour, which learn from few slides and would take their stain for the answer."""
 USUAL_AUGMENTATION = Augmentation()
 NO_AUGMENTATION = Augmentation(0, 0, 0, 0, 0, 0, 0, 0, 100)

@@ -36,7 +36,7 @@ FieldKind = Literal["nuclei", "tumor_he", "tumor_ki67"]
 
 _KIND_SEEDS: dict[FieldKind, int] = {"nuclei": 1, "tumor_he": 2, "tumor_ki67": 3}
 
-_BENIGN_SHARE = 0.12
+_BENIGN_SHARE = 0.08
 """Of the drawn fields for networks of tumour."""
 _LYMPHOID_SHARE = 0.35
 """Of the others."""
@@ -166,12 +166,14 @@ def _random_mpp(rng: np.random.Generator, options: FieldOptions) -> float:
 def _random_painting(
     rng: np.random.Generator, options: FieldOptions, stamps: NDArray[np.float32] | None, *, benign: bool
 ) -> Painting:
-    mpp = _random_mpp(rng, options)
+    lymphoid = not benign and options.kind != "nuclei" and rng.random() < _LYMPHOID_SHARE
+    # Pictures of lymph nodes come at all scales, and whoever passes them on may not know which.
+    mpp = _random_mpp(rng, options) * (float(np.exp(rng.uniform(0, np.log(1.6)))) if lymphoid else 1.0)
     layout, origin, (x, y) = _random_place(rng, options.size_px * mpp)
     layout, look = layout.with_tumor_share(_random_share(rng), x, y), random_look(rng, options.stain)
     if benign:
         look = _benign(look, rng)
-    elif options.kind != "nuclei" and rng.random() < _LYMPHOID_SHARE:
+    elif lymphoid:
         layout, look = _lymphoid(layout, look, rng)
     heterogeneity = float(rng.uniform(0.2, 1.4))
     section = Section(

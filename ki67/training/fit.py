@@ -90,6 +90,8 @@ class FitOptions:
         Name of a dataset to its share of the training tiles, relative to the others; by default each dataset's area.
     mixed_share
         Share of the tiles that are put together from places in two images; see ``ki67.training.augmentation.mix``.
+    threshold
+        Probability from which a pixel or patch belongs to the only class of a network; written beside the weights.
     augmentation
         Random changes of tiles; None for those that are usual for nuclei or for tumour.
     allow_unlicensed
@@ -119,6 +121,7 @@ class FitOptions:
     patches_per_slide: int = 2000
     dataset_shares: dict[str, float] = field(default_factory=dict)
     mixed_share: float = 0.0
+    threshold: float = 0.5
     augmentation: Augmentation | None = None
     allow_unlicensed: bool = False
     checkpoint_seconds: float = 120.0
@@ -549,7 +552,7 @@ def _finish(
     validation: list[data.AnnotatedImage],
     folder: Path,
 ) -> tuple[NetworkSpec, dict[str, float]]:
-    spec = options.spec
+    spec = replace(options.spec, threshold=options.threshold)
     network = network_of(state.average, spec, device=options.device)
     score = score_tumor if len(spec.classes) == 1 else score_nuclei
     scores = {name: round(value, 4) for name, value in score(network, validation).items()}

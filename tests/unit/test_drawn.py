@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from ki67.cli import app
 from ki67.errors import Ki67Error
 from ki67.phantom.look import random_look
+from ki67.training import drawn
 from ki67.training.drawn import FieldOptions, RealNuclei, Sources, draw_field, draw_fields
 from ki67.training.restained import nucleus_stamps, real_field, restain
 
@@ -104,6 +105,26 @@ def test_tumour_masks_cover_from_none_to_all_of_a_field(kind: str) -> None:
     assert min(shares) == 0
     assert max(shares) > 0.9
     assert 0.3 < np.mean(shares) < 0.75
+
+
+@pytest.mark.parametrize("kind", ["tumor_he", "tumor_ki67"])
+def test_benign_nests_are_drawn_and_are_no_tumour(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = FieldOptions(kind, 1, size_px=256, seed=4)
+    monkeypatch.setattr(drawn, "_BENIGN_SHARE", 1.0)
+    fields = [draw_field(options, index) for index in range(12)]
+    assert all(field.mask is not None and not field.mask.any() for field in fields)
+
+
+def test_nuclei_of_benign_nests_are_smaller_and_more_even_than_those_of_tumour() -> None:
+    options = FieldOptions("tumor_he", 1, size_px=256)
+    sizes = {}
+    for benign in (False, True):
+        sizes[benign] = []
+        for seed in range(8):
+            painting = drawn._random_painting(np.random.default_rng(seed), options, None, benign=benign)
+            areas = np.bincount(painting.labels[painting.tumor_um > 5])[1:]
+            sizes[benign].append(np.median(areas[areas > 20]) if (areas > 20).any() else np.nan)
+    assert np.nanmedian(sizes[True]) < 0.6 * np.nanmedian(sizes[False])
 
 
 def test_brown_is_no_sign_of_tumour() -> None:

@@ -438,9 +438,11 @@ def test_a_checkpoint_of_other_options_is_not_gone_on_from(tmp_path, caplog):
 def test_the_tumor_network_trains_too(tmp_path):
     data = write_tumor_dataset(tmp_path / "discs")
     spec = replace(tumor_spec("tumor_he", "he"), tile_px=64)
-    fitted = fit(quick(spec=spec, steps=3), [data], tmp_path / "tumor_he")
+    fitted = fit(quick(spec=spec, steps=3, threshold=0.3), [data], tmp_path / "tumor_he")
     assert set(fitted.scores) == {"dice", "sensitivity", "specificity", "auc"}
-    assert load_network(tmp_path / "tumor_he", device="cpu").spec.classes == ("tumor",)
+    network = load_network(tmp_path / "tumor_he", device="cpu")
+    assert network.spec.classes == ("tumor",)
+    assert network.spec.threshold == 0.3
 
 
 def test_training_for_minutes_sets_the_number_of_steps(tmp_path):

@@ -145,25 +145,26 @@ def test_the_fine_network_looks_only_where_the_coarse_one_is_not_certain():
     assert not found.mask.pixels[:, : 256 - 8].any()
 
 
-def test_what_the_fine_network_says_goes_before_what_the_coarse_one_said():
+def test_where_both_networks_look_their_answers_are_averaged_with_the_weight_asked_for():
     class Sure(Darkness):
         def predict(self, batch):
             return np.ones((len(batch), 1, *batch.shape[1:3]), dtype=np.float32)
 
     pixels = half_certain()
-    found = segment_tumor(
-        slide_of(pixels, stain="he"), everywhere(pixels), Sure(), cascade=Cascade(at_5x(Darkness())), mask_mpp=1.0
-    )
-    assert (found.probability[:, 256:384] == 255).all()
-    assert (found.probability[:, :256] == 0).all()
-    assert (found.probability[:, 384:512] == 0).all()
-    assert (found.probability[:, 512:] == 255).all()
+    slide, tissue = slide_of(pixels, stain="he"), everywhere(pixels)
+    # The grey strip is 135/255 dark, and the fine network is sure of tumour wherever it looks.
+    for coarse_share, expected in ((0.0, 255), (0.5, 195), (1.0, 135)):
+        cascade = Cascade(at_5x(Darkness()), coarse_share=coarse_share)
+        found = segment_tumor(slide, tissue, Sure(), cascade=cascade, mask_mpp=1.0)
+        assert (found.probability[:, 262:378] == expected).all()
+        assert (found.probability[:, :256] == 0).all()
+        assert (found.probability[:, 512:] == 255).all()
 
 
 def test_a_cascade_that_is_never_certain_gives_what_the_fine_network_gives():
     pixels = np.random.default_rng(0).integers(0, 256, (700, 900, 3), dtype=np.uint8)
     slide, tissue = slide_of(pixels, stain="he"), everywhere(pixels)
-    never = Cascade(at_5x(Darkness()), certain_below=-0.1, certain_above=1.1, uncertain_share=0.0)
+    never = Cascade(at_5x(Darkness()), certain_below=-0.1, certain_above=1.1, uncertain_share=0.0, coarse_share=0.0)
     with_cascade = segment_tumor(slide, tissue, Darkness(), cascade=never)
     without = segment_tumor(slide, tissue, Darkness())
     assert with_cascade.fine_share == without.fine_share == 1.0

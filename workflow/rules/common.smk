@@ -229,7 +229,7 @@ def training_datasets(wildcards) -> list[str]:
 
 def training_settings(network: str) -> dict:
     settings = SETTINGS["train"][network]
-    keys = ("encoder_weights", "steps", "batch_size", "learning_rate", "patches_per_slide", "mixed_share")
+    keys = ("encoder_weights", "steps", "batch_size", "learning_rate", "patches_per_slide", "mixed_share", "threshold")
     return {key: settings[key] for key in keys if key in settings} | {
         "dataset_shares": settings["shares"],
         "start_from": settings["start_from"] or "",
