@@ -18,9 +18,13 @@ if TYPE_CHECKING:
     import pandas
 
 MOST_READERS = 8
+LONGEST_NAME = 32
+LABEL_SHARE = 0.2  # of half the height of a panel that a label of two lines takes
+WORDS = {"bias": "bias", "limit_low": "lower limit", "limit_high": "upper limit"}
 MOST_INTERVALS = 200  # above, bars of the intervals would hide the slides
 _DPI = 100
-_ROW_INCHES = 4.6
+_TITLE_INCHES = 0.5
+_ROW_INCHES = 4.8
 _DASHED = (0, (4, 3))
 
 
@@ -28,10 +32,14 @@ def reader_name(column: str) -> str:
     """What a reader is called in a picture.
 
     >>> reader_name("reference_index_bo"), reader_name("reference_index")
-    ('reader bo', 'the reader')
+    ('reader bo', 'reader')
     """
     name = column.removeprefix(REFERENCE).removeprefix("_")
-    return f"reader {name}" if name else "the reader"
+    return f"reader {_shortened(name)}" if name else "reader"
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def agreement_picture(slides: pandas.DataFrame, record: Mapping[str, Any]) -> RgbImage:
@@ -53,10 +61,13 @@ def agreement_picture(slides: pandas.DataFrame, record: Mapping[str, Any]) -> Rg
 
     pairs = [pair for pair in record["pairs"] if pair["first"] == INDEX]
     drawn = pairs[:MOST_READERS]
-    figure = Figure(figsize=(OVERVIEW_PX / _DPI, 0.5 + _ROW_INCHES * len(drawn)), dpi=_DPI, layout="constrained")
-    figure.suptitle(_title(record, len(pairs)), x=0.01, ha="left", fontsize=12)
+    height = _TITLE_INCHES + _ROW_INCHES * len(drawn)
+    figure = Figure(figsize=(OVERVIEW_PX / _DPI, height), dpi=_DPI)
+    figure.text(0.01, 1 - _TITLE_INCHES / 2 / height, _title(record, len(pairs)), va="center", fontsize=12)
     scored = slides[slides[INDEX].notna()]
-    panels = figure.subplots(len(drawn), 2, squeeze=False) if drawn else []
+    margins = {"left": 0.065, "right": 0.85, "wspace": 0.22, "hspace": 0.28}
+    around = {"top": 1 - (_TITLE_INCHES + 0.35) / height, "bottom": 0.55 / height}
+    panels = figure.subplots(len(drawn), 2, squeeze=False, gridspec_kw=margins | around) if drawn else []
     for (beside, apart), pair in zip(panels, drawn, strict=True):
         compared = scored[scored[pair["second"]].notna()]
         _draw_indices(beside, compared, pair, record["cutoffs"])
@@ -92,7 +103,8 @@ def _draw_indices(axes: Any, compared: pandas.DataFrame, pair: Mapping[str, Any]
     lines = [f"n = {pair['n']}", _in_words("ICC(2,1)", measures["icc_2_1"]), _in_words("CCC", measures["concordance"])]
     axes.text(0.03, 0.97, "\n".join(lines), transform=axes.transAxes, va="top", fontsize=9, bbox=_box())
     axes.set(xlim=(0, end), ylim=(0, end), aspect="equal")
-    axes.set(xlabel=f"index of {reader_name(pair['second'])} (%)", ylabel="computed index (%)")
+    axes.set(xlabel="reader's index (%)", ylabel="computed index (%)")
+    axes.set_title(reader_name(pair["second"]), loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -100,20 +112,21 @@ def _draw_differences(axes: Any, compared: pandas.DataFrame, pair: Mapping[str, 
     index, reader = _percent(compared, INDEX), _percent(compared, pair["second"])
     axes.axhline(0, color="0.35", linewidth=1, zorder=1)
     axes.plot((index + reader) / 2, index - reader, **_dots(len(index)))
-    reach = 5.0 + max([0.0, *np.abs(index - reader)])
-    for name, words in (("bias", "bias"), ("limit_low", "lower limit"), ("limit_high", "upper limit")):
-        found: Estimate = pair["measures"][name]
-        if np.isnan(found.value):
-            continue
-        value, low, high = (100 * part for part in (found.value, found.low, found.high))
-        reach = max(reach, 1.1 * abs(low), 1.1 * abs(high))
+    found: dict[str, Estimate] = {name: pair["measures"][name] for name in ("bias", "limit_low", "limit_high")}
+    limits = [100 * abs(limit) for one in found.values() for limit in (one.low, one.high) if not np.isnan(limit)]
+    reach = 5.0 + max([0.0, *np.abs(index - reader), *limits])
+    for name, one in found.items():
+        value, low, high = 100 * one.value, 100 * one.low, 100 * one.high
         shade, style = np.array(REFERENCE_COLOR) / 255, "-" if name == "bias" else _DASHED
+        # Limits that lie on the bias would be told over it.
+        if np.isnan(value) or (name != "bias" and abs(value - 100 * found["bias"].value) < LABEL_SHARE * reach):
+            continue
         axes.axhspan(low, high, color=shade, alpha=0.12, linewidth=0, zorder=0)
         axes.axhline(value, color=shade, linewidth=1.5, linestyle=style, zorder=2)
-        told = f"{words} {value:+.1f}\n({low:+.1f} to {high:+.1f})"
+        told = f"{WORDS[name]} {value:+.1f}\n({low:+.1f} to {high:+.1f})"
         axes.annotate(told, (1.02, value), xycoords=("axes fraction", "data"), va="center", fontsize=9)
     axes.set(xlim=(0, end), ylim=(-reach, reach))
-    axes.set(xlabel="mean of both (%)", ylabel=f"computed less {reader_name(pair['second'])} (points)")
+    axes.set(xlabel="mean of both (%)", ylabel="computed less reader's (points)")
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -133,7 +146,7 @@ def _dots(count: int) -> dict[str, Any]:
     """How slides are drawn, fainter where there are many."""
     few = count <= MOST_INTERVALS
     shade = {"color": np.array(NEGATIVE) / 255, "alpha": 0.7 if few else 0.25, "markeredgewidth": 0}
-    return {**shade, "marker": "o", "linestyle": "none", "markersize": 6 if few else 4, "zorder": 3}
+    return {**shade, "marker": "o", "linestyle": "none", "markersize": 6 if few else 4, "zorder": 3, "clip_on": False}
 
 
 def _box() -> dict[str, Any]:
