@@ -397,7 +397,7 @@ def index_errors(first: Ratings, second: Ratings, *, seed: int = 0) -> dict[str,
 
     limits = percentile_intervals(n, statistics, seed=seed)
     values = statistics(np.arange(n))
-    return {name: _ordered(value, *limits[name], n) for name, value in values.items()}
+    return {name: _ordered(value, limits[name][0], limits[name][1], n) for name, value in values.items()}
 
 
 def share_within(first: Ratings, second: Ratings, limit: float) -> Estimate:

@@ -67,7 +67,7 @@ def agreement_picture(slides: pandas.DataFrame, record: Mapping[str, Any]) -> Rg
     scored = slides[slides[INDEX].notna()]
     margins = {"left": 0.065, "right": 0.85, "wspace": 0.22, "hspace": 0.28}
     around = {"top": 1 - (_TITLE_INCHES + 0.35) / height, "bottom": 0.55 / height}
-    panels = figure.subplots(len(drawn), 2, squeeze=False, gridspec_kw=margins | around) if drawn else []
+    panels: Any = figure.subplots(len(drawn), 2, squeeze=False, gridspec_kw=margins | around) if drawn else []
     for (beside, apart), pair in zip(panels, drawn, strict=True):
         compared = scored[scored[pair["second"]].notna()]
         _draw_indices(beside, compared, pair, record["cutoffs"])

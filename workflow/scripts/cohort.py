@@ -15,7 +15,9 @@ with stage_log(snakemake.log[0], stage="cohort", name="cohort") as log:
     records = [read_json(path) for path in snakemake.input.indices]
     slides = slide_table(records)
     patients = patient_table(slides, CUTOFFS, NAMES)
-    provenance = cohort_provenance(records, cutoffs=CUTOFFS, versions=versions(("anndata", "pandas", "scipy", "statsmodels")))
+    provenance = cohort_provenance(
+        records, cutoffs=CUTOFFS, versions=versions(("anndata", "pandas", "scipy", "statsmodels"))
+    )
     agreement = cohort_agreement(slides, CUTOFFS, NAMES)
     write_csv(OUTPUT.cohort, slides)
     write_csv(OUTPUT.patients, patients)
