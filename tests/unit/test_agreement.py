@@ -147,6 +147,15 @@ def test_pearson_is_that_of_scipy_with_its_interval():
     assert (found.value, found.low, found.high) == pytest.approx((expected.statistic, limits.low, limits.high))
 
 
+def test_interval_of_spearman_is_that_of_bonett_and_wright():
+    """Bonett & Wright (2000): the standard error of Fisher's z is the root of (1 + r²/2) / (n - 3)."""
+    found = spearman(LARGE, MINI)
+    half = stats.norm.ppf(0.975) * math.sqrt((1 + found.value**2 / 2) / (17 - 3))
+    assert (math.atanh(found.low), math.atanh(found.high)) == pytest.approx(
+        (math.atanh(found.value) - half, math.atanh(found.value) + half)
+    )
+
+
 def test_interval_of_spearman_holds_in_95_of_100_samples():
     random = np.random.default_rng(3)
     truth = 6 / math.pi * math.asin(0.8 / 2)  # of a normal pair with a correlation of 0.8
