@@ -136,6 +136,35 @@ def calibrate(
     calibrate_folder(model, datasets)
 
 
+@app.command()
+def agreement(
+    table: Annotated[Path, typer.Argument(help="CSV with a column index and reference_index columns, as cohort.csv.")],
+    out: Annotated[Path | None, typer.Option(help="JSON file for all measures.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="CSV file with a row for each pair and measure.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="PNG file with every reader beside the index.")] = None,
+    preset: Annotated[str, typer.Option(help="Cut-offs as index.preset of the config.")] = "breast",
+    cutoffs: Annotated[
+        tuple[float, float] | None, typer.Option(help="Two fractions of your own instead of the preset's.")
+    ] = None,
+) -> None:
+    """How far the index agrees with readers, and readers with each other, in any table of slides."""
+    from ki67.agreement_figures import agreement_picture
+    from ki67.agreement_tables import agreement_table, cohort_agreement, read_indices
+    from ki67.index import index_categories
+    from ki67.storage import write_csv, write_image_png, write_json
+
+    slides = read_indices(table)
+    record = cohort_agreement(slides, *index_categories(preset, cutoffs))
+    rows = agreement_table(record)
+    typer.echo(rows.drop(columns="reason").to_csv(sep="\t", index=False, float_format="%.3f"), nl=False)
+    if out:
+        write_json(out, record)
+    if csv:
+        write_csv(csv, rows)
+    if picture:
+        write_image_png(picture, agreement_picture(slides, record))
+
+
 @app.command("import-annotations")
 def import_annotations(
     form: Annotated[AnnotationForm, typer.Argument(help="How they are stored: see docs/training.md.")],

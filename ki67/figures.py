@@ -25,6 +25,7 @@ from ki67.geometry import Mask, RigidTransform, Transform
 if TYPE_CHECKING:
     import geopandas
     import pandas
+    from matplotlib.figure import Figure
 
     from ki67.local_shifts import PlaceCheck
 
@@ -493,14 +494,20 @@ def _in_words(flags: str) -> str:
 
 def _plot_indices(scored: pandas.DataFrame, cutoffs: Sequence[float]) -> RgbImage:
     """A row a slide, highest index on top; the ids are left out where they would not be legible."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     named = len(scored) <= MOST_NAMED
     height_px = 110 + (20 * len(scored) if named else 20 * MOST_NAMED)
     figure = Figure(figsize=(OVERVIEW_PX / 100, height_px / 100), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     _draw_indices(figure.add_subplot(), scored, cutoffs, named=named)
+    return figure_pixels(figure)
+
+
+def figure_pixels(figure: Figure) -> RgbImage:
+    """A figure of matplotlib as an image ``(H, W, 3)``."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba(), dtype=np.uint8)[:, :, :3].copy()
 

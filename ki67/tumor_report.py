@@ -9,13 +9,12 @@ from typing import Any
 import cv2
 import numpy as np
 from matplotlib import patheffects
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from ki67.binary_scores import area_under_roc, level_of, roc_curve, threshold_scores
-from ki67.figures import round_length_um
+from ki67.figures import figure_pixels, round_length_um
 from ki67.networks import Predictor
 from ki67.score_table import best_median_worst, markdown_table, score_cell
 from ki67.training.datasets import read_dataset
@@ -100,7 +99,6 @@ def tumor_picture(field: TumorField, said: TumorAnswer, title: str) -> NDArray[n
     truth, mask, known = (at_shape(pixels, shape) for pixels in (field.truth, said.mask, field.known))
     rgb[~known] = 255 - (255 - rgb[~known]) // 3
     figure = Figure(figsize=((2 * shape[1] + 150) / _DPI, (shape[0] + 110) / _DPI), dpi=_DPI, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     seen, map_axes = figure.subplots(1, 2)
     seen.imshow(rgb, interpolation="none")
@@ -119,8 +117,7 @@ def tumor_picture(field: TumorField, said: TumorAnswer, title: str) -> NDArray[n
         labels += ["faded, grey: does not count"]
         lines += [Line2D([], [], linestyle="none")]
     figure.legend(lines, labels, loc="outside lower left", ncols=3, frameon=False, fontsize=11)
-    canvas.draw()
-    return _pixels(canvas)
+    return figure_pixels(figure)
 
 
 def _resized(image: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.uint8]:
@@ -163,10 +160,6 @@ def _scale_bar(axes: Any, shape: tuple[int, int], mpp: float) -> None:
     )
 
 
-def _pixels(canvas: FigureCanvasAgg) -> NDArray[np.uint8]:
-    return np.asarray(canvas.buffer_rgba(), dtype=np.uint8)[:, :, :3].copy()
-
-
 def roc_picture(evaluation: TumorEvaluation) -> NDArray[np.uint8]:
     """ROC curves over the pixels and over the patches of all images, with the point at the network's threshold.
 
@@ -175,7 +168,6 @@ def roc_picture(evaluation: TumorEvaluation) -> NDArray[np.uint8]:
     RGB uint8 ``(H, W, 3)``
     """
     figure = Figure(figsize=(6.2, 6.2), dpi=_DPI, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle=(0, (4, 3)))
     for name, counts, colour, marker in (
@@ -202,8 +194,7 @@ def roc_picture(evaluation: TumorEvaluation) -> NDArray[np.uint8]:
         axes.legend(loc="lower right", fontsize=10)
     else:
         axes.text(0.5, 0.4, "only one class in the truth: no curve", ha="center", fontsize=11)
-    canvas.draw()
-    return _pixels(canvas)
+    return figure_pixels(figure)
 
 
 def tumor_table(records: Sequence[dict[str, Any]]) -> str:

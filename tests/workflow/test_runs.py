@@ -255,6 +255,7 @@ TUMOR_EVALUATION = ("evaluate_tumor", "evaluate")
         ("nuclei", {"nuclei", *LEARNING, "evaluate_nuclei"}),
         ("index", {"index", "cohort", "evaluate_nuclei", "evaluate"}),
         ("cohort", {"cohort"}),
+        ("agreement", {"cohort"}),
         ("figures", {"tumor", "transfer", "register", "index", "cohort", *TUMOR_EVALUATION}),
         ("phantom/draw", {"draw_fields"}),
         ("sheet", set()),
@@ -274,7 +275,8 @@ def test_a_report_holds_the_tables_and_pictures_but_no_path(scored: Finished, sl
     result = scored.workflow.run("--config", f"slides={sheet.name}", "--report", "report.html")
     assert result.returncode == 0, result.stdout
     html = (scored.workflow.folder / "report.html").read_text(encoding="utf-8")
-    for name in ("overlay.png", "fields.png", "registration.png", "overview.png", "cohort.csv"):
+    cohort = ("overview.png", "cohort.csv", "agreement.csv", "agreement.png")
+    for name in ("overlay.png", "fields.png", "registration.png", *cohort):
         assert name in html
     assert str(slides) not in html
     assert "Präparat" not in html

@@ -21,6 +21,19 @@ rule cohort:
             category="Cohort",
             labels={"table": "overview"},
         ),
+        agreement=report(
+            "results/cohort/agreement.csv",
+            caption="../report/agreement.rst",
+            category="Cohort",
+            labels={"table": "agreement with readers"},
+        ),
+        agreement_record="results/cohort/agreement.json",
+        agreement_picture=report(
+            "results/cohort/agreement.png",
+            caption="../report/agreement_picture.rst",
+            category="Cohort",
+            labels={"table": "agreement, picture"},
+        ),
     log:
         "logs/cohort/cohort.log",
     benchmark:

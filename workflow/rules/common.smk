@@ -306,7 +306,9 @@ def tumor_models(folder: str) -> list[str]:
 def cohort_files(wildcards) -> list[str]:
     if not SLIDES:
         raise WorkflowError(f"{SHEET_NAME} lists no slide yet; add a row for each (see config/README.md)")
-    return [f"results/cohort/{name}" for name in ("cohort.csv", "patients.csv", "cohort.zarr", "overview.png")]
+    tables = ("cohort.csv", "patients.csv", "cohort.zarr", "overview.png")
+    agreement = ("agreement.csv", "agreement.json", "agreement.png")
+    return [f"results/cohort/{name}" for name in (*tables, *agreement)]
 
 
 wildcard_constraints:
