@@ -65,7 +65,7 @@ CROSS_PX = 9
 OVERVIEW_PX = 1000
 MOST_NAMED = 60
 MOST_LISTED = 25
-INFORMATION = frozenset({Flag.NO_HE, Flag.IN_SITU_COUNTED})
+INFORMATION = frozenset({Flag.NO_HE, Flag.IN_SITU_COUNTED, Flag.FEWER_THAN_1000_NUCLEI})
 
 FLAG_WORDS: dict[Flag, str] = {
     Flag.MISSING_FILE: "file is missing",
@@ -90,6 +90,10 @@ FLAG_WORDS: dict[Flag, str] = {
     Flag.UNLIKE_TRAINING: "nuclei unlike those of the training",
     Flag.NO_NUCLEI: "no nuclei found",
     Flag.FEWER_THAN_500_NUCLEI: "fewer than 500 nuclei",
+    Flag.FEWER_THAN_1000_NUCLEI: "fewer than 1000 nuclei",
+    Flag.HOT_SPOT_DRIVEN: "the index rests on hot spots",
+    Flag.TUMOR_AREA_DIFFERS: "tumour of the H&E is not all on the Ki-67 slide",
+    Flag.WEAK_DAB: "positive nuclei are pale",
 }
 
 
