@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import geopandas
     import pandas
 
+    from ki67.local_index import LocalIndexMap
     from ki67.local_shifts import PlaceCheck
 
 RgbImage = NDArray[np.uint8]
@@ -36,6 +37,7 @@ NEGATIVE = (0, 84, 220)
 OUTLINE = (0, 0, 0)
 INK = (25, 25, 25)
 REFERENCE = (196, 80, 0)
+HOT_SPOT = (200, 0, 160)
 WHITE = (255, 255, 255)
 
 PANEL_PX = 760
@@ -119,7 +121,9 @@ def headline(record: Mapping[str, Any]) -> str:
 def _details(record: Mapping[str, Any]) -> list[str]:
     """Counts of a slide, and its findings as sentences."""
     counted = f"{record['positive']:,} positive of {record['total']:,} tumour nuclei in {record['tumor_mm2']:.2f} mm²"
-    scored = [f"{counted}, category {record['category']}"] if record["total"] else []
+    point = record.get("point_category")
+    itself = f" (the index itself: {point})" if point not in (None, record["category"]) else ""
+    scored = [f"{counted}, category {record['category']}{itself}"] if record["total"] else []
     on_he = record.get("tumor_he_mm2")
     found = [f"{on_he:.2f} mm² of tumour on the H&E"] if on_he and not scored else []
     return scored + found + [finding["message"] for finding in record["findings"]]
@@ -186,7 +190,7 @@ def tumor_picture(
     panels, legend = [stain], [_legend(max(stain.shape[1], LEGEND_PX), edge_only=True)]
     if probability is not None:
         panels.append(_heatmap(stain, probability, tumor.mpp, tissue, panel_mpp))
-        legend.append(_color_bar(max(stain.shape[1], LEGEND_PX)))
+        legend.append(_color_bar(max(stain.shape[1], LEGEND_PX), "probability of tumour", "0", "1"))
     drawn = [_draw_scale_bar(_draw_outline(panel, tumor, panel_mpp, width_px=1), panel_mpp) for panel in panels]
     blocks = [_above([panel, line]) for panel, line in zip(drawn, legend, strict=True)]
     return _page(title, lines, [(_beside if stain.shape[0] >= 0.6 * stain.shape[1] else _above)(blocks)])
@@ -217,19 +221,102 @@ def _blend(ground: RgbImage, levels: NDArray[np.uint8]) -> RgbImage:
     return np.round(ground * (1 - HEATMAP_OPACITY) + colors * HEATMAP_OPACITY).astype(np.uint8)
 
 
-def _color_bar(width_px: int) -> RgbImage:
+def _color_bar(width_px: int, words: str, low: str, high: str) -> RgbImage:
     """A bar of the heatmap's colours, as they look over pale tissue, with its ends and what it stands for."""
     canvas = Image.new("RGB", (width_px, LEGEND_HEIGHT_PX), WHITE)
     draw, font = ImageDraw.Draw(canvas), _font(TEXT_PX)
     x = 0
-    for text in ("probability of tumour", "0"):
+    for text in (words, low):
         draw.text((x, 3), text, font=font, fill=INK)
         x += round(draw.textlength(text, font=font)) + (16 if x == 0 else 6)
-    length = min(COLOR_BAR_PX, width_px - x - 20)
+    length = min(COLOR_BAR_PX, width_px - x - 12 - round(draw.textlength(high, font=font)))
     ground = np.full((14, length, 3), 235, dtype=np.uint8)
     levels = np.tile(np.linspace(0, 255, length).round().astype(np.uint8), (14, 1))
     canvas.paste(Image.fromarray(_blend(ground, levels)), (x, 5))
-    draw.text((x + length + 6, 3), "1", font=font, fill=INK)
+    draw.text((x + length + 6, 3), high, font=font, fill=INK)
+    return np.array(canvas)
+
+
+def local_index_picture(
+    thumbnail: RgbImage | None, mpp: float, local: LocalIndexMap, tumor: Mask, record: Mapping[str, Any]
+) -> RgbImage:
+    """Index and density of the tumour from place to place, with the outlines of the hot spots.
+
+    Parameters
+    ----------
+    thumbnail
+        RGB ``(H, W, 3)`` of the whole Ki-67 slide, or None where it cannot be read.
+    mpp
+        Microns per pixel of the thumbnail.
+    local
+        Maps in the Ki-67 frame; without a number in them, only the text is left.
+    tumor
+        Tumour mask in the Ki-67 frame.
+    record
+        Record of the slide.
+    """
+    lines = [*_details(record), *_protocol_lines(record)]
+    if thumbnail is None or not np.isfinite(local.nuclei_per_mm2).any():
+        return _page(headline(record), lines, [])
+    stain, panel_mpp = _fit_panel(thumbnail, mpp)
+    width = max(stain.shape[1], LEGEND_PX)
+    shown = (
+        ("local index", 100 * local.index, 10.0, "%"),
+        ("tumour nuclei", local.nuclei_per_mm2, 500.0, "per mm²"),
+    )
+    blocks = []
+    for words, values, step, unit in shown:
+        top = _top_of_scale(values, step)
+        panel = _draw_outline(_map_panel(stain, values / top, local.mpp, panel_mpp), tumor, panel_mpp, width_px=1)
+        panel = _draw_scale_bar(_draw_hot_spots(panel, record.get("hot_spots", ()), panel_mpp), panel_mpp)
+        blocks.append(_above([panel, _color_bar(width, words, "0", f"{top:g} {unit}")]))
+    arrange = _beside if stain.shape[0] >= 0.6 * stain.shape[1] else _above
+    return _page(headline(record), lines, [arrange(blocks)])
+
+
+def _protocol_lines(record: Mapping[str, Any]) -> list[str]:
+    """The index by other protocols, those that there are."""
+    names = {
+        "index_hot_spot": "hot spot",
+        "index_global_unweighted": "global, unweighted",
+        "index_global_weighted": "global, weighted",
+        "index_area": "by area of nuclei",
+    }
+    found = [f"{words} {100 * record[name]:.1f} %" for name, words in names.items() if _is_number(record.get(name))]
+    return [f"Other measures: {'; '.join(found)}"] if found else []
+
+
+def _is_number(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _top_of_scale(values: NDArray[np.floating], step: float) -> float:
+    """End of a scale from 0 that takes in all but the highest hundredth, in whole steps."""
+    known = values[np.isfinite(values)]
+    return step * max(1.0, math.ceil(float(np.percentile(known, 99)) / step)) if len(known) else step
+
+
+def _map_panel(stain: RgbImage, values: NDArray[np.floating], values_mpp: float, mpp: float) -> RgbImage:
+    """The stain in gray, coloured by values from 0 to 1 where there are any; cells keep their edges."""
+    ground = _fade(stain)
+    rows, columns = (((np.arange(size) + 0.5) * mpp / values_mpp).astype(np.int64) for size in stain.shape[:2])
+    rows, columns = (np.minimum(at, size - 1) for at, size in zip((rows, columns), values.shape, strict=True))
+    shown = values[rows[:, None], columns]
+    levels = np.round(255 * np.clip(np.nan_to_num(shown), 0, 1)).astype(np.uint8)
+    return np.where(np.isfinite(shown)[..., None], _blend(ground, levels), ground).astype(np.uint8)
+
+
+def _draw_hot_spots(image: RgbImage, hot_spots: Iterable[Mapping[str, float]], mpp: float) -> RgbImage:
+    """Squares with their rank beside them, on a white rim that keeps them apart from any colour."""
+    canvas = Image.fromarray(image)
+    draw = ImageDraw.Draw(canvas)
+    for rank, spot in enumerate(hot_spots, start=1):
+        left, top, side = (spot[name] / mpp for name in ("x_um", "y_um", "side_um"))
+        corners = (round(left), round(top), round(left + side), round(top + side))
+        draw.rectangle((corners[0] - 1, corners[1] - 1, corners[2] + 1, corners[3] + 1), outline=WHITE, width=4)
+        draw.rectangle(corners, outline=HOT_SPOT, width=2)
+        at = (corners[2] + 4, corners[1] - 2)
+        draw.text(at, str(rank), font=_font(TEXT_PX), fill=HOT_SPOT, stroke_width=2, stroke_fill=WHITE)
     return np.array(canvas)
 
 

@@ -70,10 +70,10 @@ class HotSpot:
 def find_hot_spots(nuclei: TumorNuclei, *, most: int = MOST_SPOTS) -> tuple[HotSpot, ...]:
     """The windows of the highest positive fraction, none of which overlaps one before it, the highest first.
 
-    A window is the smallest square around the middle of a cell of ``STEP_UM``, made of whole cells (an odd number across),
-    that holds at least ``HOT_SPOT_NUCLEI`` tumour nuclei; every cell with nuclei is tried as the middle of one. A square
-    of 500 nuclei is about what a reader sees at a magnification of 40; what would have to be wider than ``WIDEST_UM`` is
-    no spot. Of windows that are equal the first from the top, then from the left counts.
+    A window is the smallest square around the middle of a cell of ``STEP_UM``, made of whole cells (an odd number
+    across), that holds at least ``HOT_SPOT_NUCLEI`` tumour nuclei; every cell with nuclei is tried as the middle of
+    one. A square of 500 nuclei is about what a reader sees at a magnification of 40; what would have to be wider than
+    ``WIDEST_UM`` is no spot. Of windows that are equal the first from the top, then from the left counts.
 
     Parameters
     ----------
@@ -135,8 +135,8 @@ def _smallest_windows(counts: SquareCounts) -> tuple[NDArray[np.int64], NDArray[
 def share_in_hottest(nuclei: TumorNuclei) -> float:
     """Share of the positive nuclei that lie in the tenth of the tumour nuclei where the index is highest.
 
-    Nuclei are ranked by the index of the square in which they lie; the squares hold about 500 nuclei, and those with fewer
-    than half as many come last. 0.1 is an even tumour. NaN without positive nuclei, or with fewer than 500.
+    Nuclei are ranked by the index of the square in which they lie; the squares hold about 500 nuclei, and those with
+    fewer than half as many come last. 0.1 is an even tumour. NaN without positive nuclei, or with fewer than 500.
     """
     if len(nuclei) < HOT_SPOT_NUCLEI or not nuclei.positive.any():
         return float("nan")

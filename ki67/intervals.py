@@ -22,6 +22,7 @@ LARGEST_SIDE_UM = 3000.0
 ENOUGH_BLOCKS = 50
 FEWEST_BLOCKS = 25
 
+
 def wilson_interval(positive: int, total: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Score interval of a proportion; NaN where there is nothing to count.
 
@@ -130,8 +131,8 @@ def block_bootstrap(nuclei: TumorNuclei, *, seed: int = 0) -> BlockBootstrap | N
 def block_counts(nuclei: TumorNuclei) -> SquareCounts | None:
     """Nuclei in blocks of a size that suits the tumour; None where it is too small for any.
 
-    Blocks are 1 mm wide if that gives at least ``FEWEST_BLOCKS``, and larger, up to 3 mm, as long as ``ENOUGH_BLOCKS`` are
-    left: the larger they are, the less they depend on one another. They are smaller, down to 0.25 mm, where
+    Blocks are 1 mm wide if that gives at least ``FEWEST_BLOCKS``, and larger, up to 3 mm, as long as ``ENOUGH_BLOCKS``
+    are left: the larger they are, the less they depend on one another. They are smaller, down to 0.25 mm, where
     ``FEWEST_BLOCKS`` could not be had otherwise.
     """
     finest = count_squares(nuclei, SMALLEST_SIDE_UM)
@@ -178,3 +179,46 @@ def _stretch(counts: SquareCounts, index: float) -> float:
     upper = (1 + CONFIDENCE) / 2
     return math.sqrt(together / alone) * float(t.ppf(upper, freedom) / norm.ppf(upper))
 
+
+def pooled_interval(
+    positive: NDArray[np.float64], total: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]
+) -> tuple[float, float]:
+    """Interval of the index of some slides' pooled counts, from the interval of each slide.
+
+    The pooled index is the slides' indices weighted by their nuclei; the distances of the slides' limits from their
+    indices are squared, weighted and added up (MOVER: Zou & Donner 2008, doi:10.1002/sim.3095). One slide keeps its
+    interval.
+
+    Parameters
+    ----------
+    positive, total, low, high
+        ``(N,)``, counts and limits of each slide, of which none is without nuclei. NaN for no slides.
+
+    Examples
+    --------
+    >>> low, high = pooled_interval(*(np.array(v) for v in ([10.0, 30.0], [100.0, 100.0], [0.06, 0.22], [0.18, 0.4])))
+    >>> round(low, 4), round(high, 4)
+    (0.1553, 0.264)
+    """
+    if not len(total):
+        return math.nan, math.nan
+    index, share = positive / total, total / total.sum()
+    pooled = float(positive.sum() / total.sum())
+    below, above = (float(np.linalg.norm(share * (limit - index))) for limit in (low, high))
+    return max(0.0, pooled - below), min(1.0, pooled + above)
+
+
+def pooled_probability_above(positive: int, total: int, low: float, high: float, cutoff: float) -> float:
+    """How likely an index with this 95 % interval lies above a cut-off: normal on the scale of the logit to each side.
+
+    Where a limit is 0 or 1 or the index itself, the counting alone decides.
+    """
+    from scipy.special import logit
+    from scipy.stats import norm
+
+    limit = high if cutoff * total > positive else low
+    if not 0 < limit < 1 or positive in (0, total) or limit == positive / total:
+        return wilson_probability_above(positive, total, cutoff)
+    center = logit(positive / total)
+    spread = abs(float(logit(limit) - center)) / norm.ppf((1 + CONFIDENCE) / 2)
+    return float(norm.cdf((center - logit(cutoff)) / spread))

@@ -25,8 +25,8 @@ class LocalIndexMap:
     Attributes
     ----------
     index
-        float32 ``(rows, columns)``, fraction of positive nuclei in the window around each cell; NaN where that holds fewer
-        than ``FEWEST_NUCLEI``, or the cell holds no tumour.
+        float32 ``(rows, columns)``, fraction of positive nuclei in the window around each cell; NaN where that holds
+        fewer than ``FEWEST_NUCLEI``, or the cell holds no tumour.
     nuclei_per_mm2
         float32 ``(rows, columns)``, tumour nuclei per mm² of tumour in the window; NaN where the cell holds no tumour.
     mpp
@@ -45,7 +45,8 @@ def local_index_map(nuclei: TumorNuclei, tumor: Mask) -> LocalIndexMap:
     """Index and density of the tumour nuclei in windows of 5 x 5 cells of about 50 µm.
 
     Only whole numbers are added up, so the order of nuclei does not matter. Dask goes through the mask and the maps in
-    blocks of 256 x 256 cells, one after the other, so that beside the mask and the table no more than a block is in memory.
+    blocks of 256 x 256 cells, one after the other, so that beside the mask and the table no more than a block is in
+    memory.
 
     Parameters
     ----------
@@ -75,7 +76,7 @@ def local_index_map(nuclei: TumorNuclei, tumor: Mask) -> LocalIndexMap:
 
 
 def _tumor_pixels(pixels: NDArray[np.bool_], factor: int) -> da.Array:
-    """Mask pixels of tumour in each cell of ``factor`` x ``factor``, by cells that may reach over the lower right edge."""
+    """Mask pixels of tumour in each cell of ``factor`` x ``factor``, some beyond the lower right edge."""
     blocks = da.from_array(pixels, chunks=_CHUNK_CELLS * factor)
     lacking = [(0, -size % factor) for size in pixels.shape]
     padded = da.pad(blocks, lacking).rechunk(_CHUNK_CELLS * factor)

@@ -45,12 +45,12 @@ def global_score(nuclei: TumorNuclei, *, each: int = FIELDS_EACH) -> GlobalScore
     """Unweighted and weighted global Ki-67 score, as the IKWG's protocol has it, without a reader.
 
     The protocol (Leung et al. 2016, doi:10.1038/npjbcancer.2016.14; 2019, doi:10.1111/his.13880; Nielsen et al. 2021,
-    doi:10.1093/jnci/djaa201): a reader estimates at low magnification how much of the tumour is of negligible, low, medium
-    and high positivity, counts 100 nuclei in fields that stand for these areas, and takes the mean of the fields, or
-    the mean weighted by the areas. Here
+    doi:10.1093/jnci/djaa201): a reader estimates at low magnification how much of the tumour is of negligible, low,
+    medium and high positivity, counts 100 nuclei in fields that stand for these areas, and takes the mean of the
+    fields, or the mean weighted by the areas. Here
 
-    1. fields are the squares of a grid, as wide as it takes for half of the nuclei to lie in squares with 100 or more (in
-       steps of 25 µm, at most 1 mm); a square with fewer than 50 is no field;
+    1. fields are the squares of a grid, as wide as it takes for half of the nuclei to lie in squares with 100 or more
+       (in steps of 25 µm, at most 1 mm); a square with fewer than 50 is no field;
     2. the positivity of a field is that of the 3 x 3 squares around it, about what low magnification shows: negligible
        below 1 %, low below 10 %, medium below 30 %, high from 30 %. The protocol leaves these limits to the eye of the
        reader; they are a choice of this project;
@@ -58,7 +58,8 @@ def global_score(nuclei: TumorNuclei, *, each: int = FIELDS_EACH) -> GlobalScore
     4. of each area at most ``each`` fields are scored, evenly spaced in the order from top to bottom and left to right.
        All nuclei of a field count, about 100.
 
-    A reader chooses fields that look typical and avoids the edges; a grid does neither. The fields of a reader hold exactly
+    A reader chooses fields that look typical and avoids the edges; a grid does neither. The fields of a reader hold
+    exactly
     100 nuclei.
 
     Parameters
