@@ -114,8 +114,7 @@ def _patient_row(
     scored = slides[slides["index"].notna()]
     positive, total = int(scored["positive"].sum()), int(scored["total"].sum())
     index = positive / total if total else math.nan
-    counts = [scored[name].to_numpy(dtype=float) for name in COUNTS]
-    low, high = pooled_interval(*counts, scored["index_low"].to_numpy(), scored["index_high"].to_numpy())
+    low, high = pooled_interval(*scored[[*COUNTS, "index_low", "index_high"]].to_numpy(dtype=float).T)
     if len(scored) == 1:
         category = scored["category"].iloc[0]
     else:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from ki67.local_index import LocalIndexMap
     from ki67.local_shifts import PlaceCheck
+    from ki67.slides import Slide
 
 RgbImage = NDArray[np.uint8]
 ReadRegion = Callable[[float, float, int, int, float], RgbImage]
@@ -127,6 +128,35 @@ def _details(record: Mapping[str, Any]) -> list[str]:
     on_he = record.get("tumor_he_mm2")
     found = [f"{on_he:.2f} mm² of tumour on the H&E"] if on_he and not scored else []
     return scored + found + [finding["message"] for finding in record["findings"]]
+
+
+def index_pictures(
+    slide: Slide | None,
+    tumor: Mask,
+    nuclei: geopandas.GeoDataFrame,
+    local: LocalIndexMap,
+    record: Mapping[str, Any],
+) -> tuple[RgbImage, RgbImage, RgbImage]:
+    """What a person is shown of a scored slide: overlay, fields, and map of the local index.
+
+    Parameters
+    ----------
+    slide
+        The slide, or None where it cannot be read, which leaves text alone.
+    tumor, nuclei, local, record
+        See ``slide_overlay``, ``field_pictures`` and ``local_index_picture``.
+    """
+    if slide is None:
+        nothing = nuclei.iloc[:0]
+        overlay, fields = slide_overlay(None, 1.0, tumor, nothing, record), field_pictures(None, nothing, tumor, record)
+        return overlay, fields, local_index_picture(None, 1.0, local, tumor, record)
+    mpp = overview_mpp(*slide.size_um)
+    thumbnail = slide.thumbnail(mpp)
+    return (
+        slide_overlay(thumbnail, mpp, tumor, nuclei, record),
+        field_pictures(slide.read, nuclei, tumor, record),
+        local_index_picture(thumbnail, mpp, local, tumor, record),
+    )
 
 
 def slide_overlay(

@@ -2,7 +2,7 @@
 
 from ki67 import storage
 from ki67.errors import SlideError
-from ki67.figures import field_pictures, local_index_picture, overview_mpp, slide_overlay
+from ki67.figures import index_pictures
 from ki67.index import MEASURES, index_categories, ki67_index, slide_record, tumor_nuclei
 from ki67.local_index import local_index_map
 from ki67.provenance import stage_log, versions
@@ -14,24 +14,19 @@ VERSIONS = versions(("numpy", "geopandas", "spatialdata"))
 CUTOFFS, NAMES = index_categories(SETTINGS["preset"], SETTINGS["cutoffs"])
 
 
-def draw(stain: str, mpp: float | None, tumor, nuclei, local, record: dict) -> tuple:
+def draw(stain: str, mpp: float | None, *counted) -> tuple:
     """Overlay, fields and map of a slide; they only say why where it cannot be read."""
     try:
         with open_slide(INPUT[stain] or "absent", slide_id=SLIDE, stain=stain, mpp=mpp) as slide:
-            thumbnail = slide.thumbnail(panel_mpp := overview_mpp(*slide.size_um))
-            fields = field_pictures(slide.read, nuclei, tumor, record)
+            return index_pictures(slide, *counted)
     except SlideError:  # the stage that met it first has told
-        thumbnail, panel_mpp, nuclei = None, 1.0, nuclei.iloc[:0]
-        fields = field_pictures(None, nuclei, tumor, record)
-    overlay = slide_overlay(thumbnail, panel_mpp, tumor, nuclei, record)
-    return overlay, fields, local_index_picture(thumbnail, panel_mpp, local, tumor, record)
+        return index_pictures(None, *counted)
 
 
 with stage_log(snakemake.log[0], stage="index", name=SLIDE) as log:
     stages = {stage: storage.read_json(INPUT[stage]) for stage in STAGES}
     nuclei, tumor = storage.read_nuclei_parquet(INPUT.table), storage.read_tumor_zarr(INPUT.tumor_ki67, "ki67")
-    chosen = {"cutoffs": CUTOFFS, "names": NAMES, "certainty": SETTINGS["certainty"]}
-    result = ki67_index(nuclei, tumor, **chosen, slide_id=SLIDE)
+    result = ki67_index(nuclei, tumor, cutoffs=CUTOFFS, names=NAMES, certainty=SETTINGS["certainty"], slide_id=SLIDE)
     named = {"slide": SLIDE, "patient": PARAMS.patient, "references": PARAMS.references}
     record = slide_record(result, stages=stages, versions=VERSIONS, **named)
     shown, checked = "ki67" if stages["check"]["stains"]["ki67"] else "he", stages["check"]["stains"]
