@@ -29,7 +29,7 @@ CELL_UM = 100.0
 
 @dataclass(frozen=True)
 class Tumor:
-    """A drawn tumour: a square of so many mm², all of it or half of it in nests, with nuclei whose index is clustered."""
+    """A drawn tumour: a square, all of it or half of it in nests, with nuclei whose index is clustered."""
 
     area_mm2: float = 100.0
     nuclei: int = 20_000
@@ -119,7 +119,7 @@ def coverage_of_binomials(simulations: int, *, seed: int = 0) -> dict[str, float
 
 
 def exact_coverage(total: int, index: float) -> float:
-    """Probability that Wilson's interval of ``total`` independent nuclei holds the index, over all counts that matter."""
+    """Probability that Wilson's interval of ``total`` independent nuclei holds the index, over all counts."""
     fewest, most = binom.ppf([1e-9, 1 - 1e-9], total, index).astype(int)
     counts = np.arange(fewest, most + 1)
     limits = np.array([wilson_interval(int(count), total) for count in counts])

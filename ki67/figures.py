@@ -136,8 +136,8 @@ def index_pictures(
     nuclei: geopandas.GeoDataFrame,
     local: LocalIndexMap,
     record: Mapping[str, Any],
-) -> tuple[RgbImage, RgbImage, RgbImage]:
-    """What a person is shown of a scored slide: overlay, fields, and map of the local index.
+) -> dict[str, RgbImage]:
+    """What a person is shown of a scored slide: ``overlay``, ``fields``, and the map ``local_index``.
 
     Parameters
     ----------
@@ -147,16 +147,15 @@ def index_pictures(
         See ``slide_overlay``, ``field_pictures`` and ``local_index_picture``.
     """
     if slide is None:
-        nothing = nuclei.iloc[:0]
-        overlay, fields = slide_overlay(None, 1.0, tumor, nothing, record), field_pictures(None, nothing, tumor, record)
-        return overlay, fields, local_index_picture(None, 1.0, local, tumor, record)
-    mpp = overview_mpp(*slide.size_um)
-    thumbnail = slide.thumbnail(mpp)
-    return (
-        slide_overlay(thumbnail, mpp, tumor, nuclei, record),
-        field_pictures(slide.read, nuclei, tumor, record),
-        local_index_picture(thumbnail, mpp, local, tumor, record),
-    )
+        thumbnail, mpp, read, nuclei = None, 1.0, None, nuclei.iloc[:0]
+    else:
+        mpp = overview_mpp(*slide.size_um)
+        thumbnail, read = slide.thumbnail(mpp), slide.read
+    return {
+        "overlay": slide_overlay(thumbnail, mpp, tumor, nuclei, record),
+        "fields": field_pictures(read, nuclei, tumor, record),
+        "local_index": local_index_picture(thumbnail, mpp, local, tumor, record),
+    }
 
 
 def slide_overlay(
@@ -297,7 +296,8 @@ def local_index_picture(
     blocks = []
     for words, values, step, unit in shown:
         top = _top_of_scale(values, step)
-        panel = _draw_outline(_map_panel(stain, values / top, local.mpp, panel_mpp), tumor, panel_mpp, width_px=1)
+        panel = _map_panel(stain, values / top, local.mpp, tumor, panel_mpp)
+        panel = _draw_outline(panel, tumor, panel_mpp, width_px=1)
         panel = _draw_scale_bar(_draw_hot_spots(panel, record.get("hot_spots", ()), panel_mpp), panel_mpp)
         blocks.append(_above([panel, _color_bar(width, words, "0", f"{top:g} {unit}")]))
     arrange = _beside if stain.shape[0] >= 0.6 * stain.shape[1] else _above
@@ -326,14 +326,22 @@ def _top_of_scale(values: NDArray[np.floating], step: float) -> float:
     return step * max(1.0, math.ceil(float(np.percentile(known, 99)) / step)) if len(known) else step
 
 
-def _map_panel(stain: RgbImage, values: NDArray[np.floating], values_mpp: float, mpp: float) -> RgbImage:
-    """The stain in gray, coloured by values from 0 to 1 where there are any; cells keep their edges."""
+def _map_panel(stain: RgbImage, values: NDArray[np.floating], values_mpp: float, tumor: Mask, mpp: float) -> RgbImage:
+    """The stain in gray, coloured inside the tumour by values from 0 to 1 where there are any."""
     ground = _fade(stain)
-    rows, columns = (((np.arange(size) + 0.5) * mpp / values_mpp).astype(np.int64) for size in stain.shape[:2])
-    rows, columns = (np.minimum(at, size - 1) for at, size in zip((rows, columns), values.shape, strict=True))
-    shown = values[rows[:, None], columns]
+    shown = _sampled(values, values_mpp, stain.shape, mpp)
+    inside = np.isfinite(shown) & _sampled(tumor.pixels, tumor.mpp, stain.shape, mpp)
     levels = np.round(255 * np.clip(np.nan_to_num(shown), 0, 1)).astype(np.uint8)
-    return np.where(np.isfinite(shown)[..., None], _blend(ground, levels), ground).astype(np.uint8)
+    return np.where(inside[..., None], _blend(ground, levels), ground).astype(np.uint8)
+
+
+def _sampled(values: NDArray[Any], values_mpp: float, shape: tuple[int, ...], mpp: float) -> NDArray[Any]:
+    """The value ``(rows, columns)`` under the middle of each pixel of a picture that begins at the same origin."""
+    rows, columns = (
+        np.minimum(((np.arange(size) + 0.5) * mpp / values_mpp).astype(np.int64), last - 1)
+        for size, last in zip(shape[:2], values.shape, strict=True)
+    )
+    return values[rows[:, None], columns]
 
 
 def _draw_hot_spots(image: RgbImage, hot_spots: Iterable[Mapping[str, float]], mpp: float) -> RgbImage:

@@ -10,11 +10,11 @@ from ki67.slides import open_slide
 
 SLIDE, INPUT, OUTPUT, PARAMS = snakemake.wildcards.slide, snakemake.input, snakemake.output, snakemake.params
 STAGES, SETTINGS = ("check", "tumor", "register", "transfer", "nuclei"), PARAMS.settings
-VERSIONS = versions(("numpy", "geopandas", "spatialdata"))
+VERSIONS = versions(("numpy", "geopandas", "dask", "spatialdata"))
 CUTOFFS, NAMES = index_categories(SETTINGS["preset"], SETTINGS["cutoffs"])
 
 
-def draw(stain: str, mpp: float | None, *counted) -> tuple:
+def draw(stain: str, mpp: float | None, *counted) -> dict:
     """Overlay, fields and map of a slide; they only say why where it cannot be read."""
     try:
         with open_slide(INPUT[stain] or "absent", slide_id=SLIDE, stain=stain, mpp=mpp) as slide:
@@ -27,14 +27,13 @@ with stage_log(snakemake.log[0], stage="index", name=SLIDE) as log:
     stages = {stage: storage.read_json(INPUT[stage]) for stage in STAGES}
     nuclei, tumor = storage.read_nuclei_parquet(INPUT.table), storage.read_tumor_zarr(INPUT.tumor_ki67, "ki67")
     result = ki67_index(nuclei, tumor, cutoffs=CUTOFFS, names=NAMES, certainty=SETTINGS["certainty"], slide_id=SLIDE)
-    named = {"slide": SLIDE, "patient": PARAMS.patient, "references": PARAMS.references}
-    record = slide_record(result, stages=stages, versions=VERSIONS, **named)
+    named = {"slide": SLIDE, "patient": PARAMS.patient, "references": PARAMS.references, "versions": VERSIONS}
+    record = slide_record(result, stages=stages, **named)
     shown, checked = "ki67" if stages["check"]["stains"]["ki67"] else "he", stages["check"]["stains"]
     outlined = tumor if shown == "ki67" else storage.read_tumor_zarr(INPUT.tumor_he, "he")
-    local = local_index_map(tumor_nuclei(nuclei), tumor)
-    pictures = draw(shown, checked[shown]["mpp"], outlined, nuclei, local, record)
-    for path, picture in zip((OUTPUT.overlay, OUTPUT.fields, OUTPUT.local_index), pictures, strict=True):
-        storage.write_image_png(path, picture)
+    given = outlined, nuclei, local_index_map(tumor_nuclei(nuclei), tumor), record
+    for name, picture in draw(shown, checked[shown]["mpp"], *given).items():
+        storage.write_image_png(OUTPUT[name], picture)
     storage.write_hot_spots_geojson(OUTPUT.hot_spots, result.hot_spots, checked[shown]["mpp"], slide_id=SLIDE)
     storage.write_slide_zarr(OUTPUT.store, nuclei, tumor, record, MEASURES)
     storage.write_json(OUTPUT.index, record)
