@@ -57,9 +57,10 @@ def local_index_map(nuclei: TumorNuclei, tumor: Mask) -> LocalIndexMap:
     """
     factor = max(1, round(CELL_UM / tumor.mpp))
     side_um = factor * tumor.mpp
-    shape = tuple(-(-size // factor) for size in tumor.pixels.shape)
-    area = _tumor_pixels(tumor.pixels, factor)
-    squares = np.minimum(squares_of(nuclei.points_um, side_um), np.array(shape) - 1)
+    known = tuple(-(-size // factor) for size in tumor.pixels.shape)
+    shape = tuple(max(size, WINDOW_CELLS) for size in known)  # dask wants no block smaller than what windows reach
+    area = _tumor_pixels(tumor.pixels, factor, shape)
+    squares = np.minimum(squares_of(nuclei.points_um, side_um), np.array(known) - 1)
     flat = squares[:, 0] * shape[1] + squares[:, 1]
     counted = [np.bincount(which, minlength=shape[0] * shape[1]) for which in (flat, flat[nuclei.positive])]
     images = [da.from_array(image.reshape(shape), chunks=_CHUNK_CELLS) for image in counted]
@@ -71,14 +72,14 @@ def local_index_map(nuclei: TumorNuclei, tumor: Mask) -> LocalIndexMap:
     stacked = da.map_blocks(
         _ratios, positive, total, pixels, area, mm2=mm2, dtype=np.float32, new_axis=0, chunks=((2,), *total.chunks)
     )
-    index, density = stacked.compute(scheduler="synchronous")
+    index, density = stacked.compute(scheduler="synchronous")[:, : known[0], : known[1]]
     return LocalIndexMap(index, density, side_um, tumor.frame)
 
 
-def _tumor_pixels(pixels: NDArray[np.bool_], factor: int) -> da.Array:
-    """Mask pixels of tumour in each cell of ``factor`` x ``factor``, some beyond the lower right edge."""
+def _tumor_pixels(pixels: NDArray[np.bool_], factor: int, shape: tuple[int, ...]) -> da.Array:
+    """Mask pixels of tumour in each of so many cells of ``factor`` x ``factor``, some beyond the lower right edge."""
     blocks = da.from_array(pixels, chunks=_CHUNK_CELLS * factor)
-    lacking = [(0, -size % factor) for size in pixels.shape]
+    lacking = [(0, cells * factor - size) for cells, size in zip(shape, pixels.shape, strict=True)]
     padded = da.pad(blocks, lacking).rechunk(_CHUNK_CELLS * factor)
     return da.coarsen(np.sum, padded, {0: factor, 1: factor}).astype(np.int64)
 
