@@ -24,8 +24,10 @@ from ki67.errors import Finding, Flag
 from ki67.geometry import Mask
 from ki67.hot_spots import HotSpot, find_hot_spots, is_hot_spot_driven, share_in_hottest
 from ki67.intervals import BlockBootstrap, block_bootstrap, wilson_interval, wilson_probability_above
+from ki67.local_index import LocalIndexMap, local_index_map
 from ki67.nucleus_squares import TumorNuclei
 from ki67.scoring_protocols import global_score
+from ki67.tumor_agreement import tumor_area_findings
 
 if TYPE_CHECKING:
     import pandas
@@ -110,6 +112,8 @@ class IndexResult:
         The category of ``index`` itself.
     hot_spots
         The hottest first.
+    local
+        Maps of the local index and of the density of nuclei.
     findings
         What makes the index doubtful or impossible.
     """
@@ -133,6 +137,7 @@ class IndexResult:
     category: str | None
     point_category: str | None
     hot_spots: tuple[HotSpot, ...]
+    local: LocalIndexMap
     findings: tuple[Finding, ...]
 
     @property
@@ -208,6 +213,7 @@ def ki67_index(
         category=certain_category(above, cutoffs, names, certainty=certainty) if total else None,
         point_category=category_of(index, cutoffs, names),
         hot_spots=hot_spots,
+        local=local_index_map(counted, tumor),
         findings=tuple(findings),
     )
 
@@ -319,6 +325,7 @@ def slide_findings(
     if ki67 is not None and ki67["usable"]:
         found.extend(result.findings)
         found.extend(_in_situ_findings(result, stages, slide_id))
+        found.extend(_tumor_area_findings(result, stages, slide_id))
     order = list(Flag)
     return sorted(dict.fromkeys(found), key=lambda finding: order.index(finding.flag))
 
@@ -331,6 +338,15 @@ def _in_situ_findings(result: IndexResult, stages: Mapping[str, Mapping[str, Any
         text = "in situ carcinoma is not told from invasive and is counted if there is any"
         remedy = "draw polygons of the class Exclude around it and name their file in roi_ki67 or roi_he"
         yield Finding(Flag.IN_SITU_COUNTED, f"{slide_id}: {text}; {remedy}", "ki67")
+
+
+def _tumor_area_findings(
+    result: IndexResult, stages: Mapping[str, Mapping[str, Any]], slide_id: str
+) -> Iterable[Finding]:
+    """That tumour of the H&E is not there on the Ki-67 slide, where it was carried over and nobody limited it."""
+    transfer, on_he = stages.get("transfer", {}), stages.get("tumor", {}).get("tumor_mm2")
+    if result.total and on_he and transfer.get("tumor_source") == "he" and not transfer.get("limited"):
+        yield from tumor_area_findings(slide_id, on_he, result.tumor_mm2, result.local.nuclei_per_mm2)
 
 
 def flags_of(findings: Iterable[Finding]) -> list[Flag]:

@@ -3,8 +3,7 @@
 from ki67 import storage
 from ki67.errors import SlideError
 from ki67.figures import index_pictures
-from ki67.index import MEASURES, index_categories, ki67_index, slide_record, tumor_nuclei
-from ki67.local_index import local_index_map
+from ki67.index import MEASURES, index_categories, ki67_index, slide_record
 from ki67.provenance import stage_log, versions
 from ki67.slides import open_slide
 
@@ -31,8 +30,7 @@ with stage_log(snakemake.log[0], stage="index", name=SLIDE) as log:
     record = slide_record(result, stages=stages, **named)
     shown, checked = "ki67" if stages["check"]["stains"]["ki67"] else "he", stages["check"]["stains"]
     outlined = tumor if shown == "ki67" else storage.read_tumor_zarr(INPUT.tumor_he, "he")
-    given = outlined, nuclei, local_index_map(tumor_nuclei(nuclei), tumor), record
-    for name, picture in draw(shown, checked[shown]["mpp"], *given).items():
+    for name, picture in draw(shown, checked[shown]["mpp"], outlined, nuclei, result.local, record).items():
         storage.write_image_png(OUTPUT[name], picture)
     storage.write_hot_spots_geojson(OUTPUT.hot_spots, result.hot_spots, checked[shown]["mpp"], slide_id=SLIDE)
     storage.write_slide_zarr(OUTPUT.store, nuclei, tumor, record, MEASURES)
