@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ki67.categories import CERTAINTY, CUTOFFS, category_of, certain_category
 from ki67.errors import Flag
-from ki67.index import CUTOFFS, category_of, wilson_interval
+from ki67.index import MEASURES
+from ki67.intervals import pooled_interval, pooled_probability_above
 
 if TYPE_CHECKING:
     import pandas
 
-NUMBERS = ("index", "index_low", "index_high", "tumor_mm2")
 COUNTS = ("positive", "total")
+NUMBERS = tuple(name for name in MEASURES if name not in COUNTS)
+FURTHER = tuple(name for name in MEASURES if name not in ("index", "index_low", "index_high", *COUNTS, "tumor_mm2"))
 REFERENCE = "reference_index"
 REGISTRATION = {"verdict": "registration", "ncc": "registration_ncc", "estimated_error_um": "registration_error_um"}
 
@@ -43,13 +47,15 @@ def slide_table(records: Iterable[Mapping[str, Any]]) -> pandas.DataFrame:
 
 def _slide_columns(readers: Sequence[str]) -> list[str]:
     counted = ["slide", "patient", "index", "index_low", "index_high", "positive", "total", "category", "tumor_mm2"]
-    return [*counted, "flags", REFERENCE, *readers, "reasons", "tumor_source", "tumor_he_mm2", *REGISTRATION.values()]
+    found = ["reasons", "tumor_source", "tumor_he_mm2", *REGISTRATION.values()]
+    return [*counted, "flags", REFERENCE, *readers, *found, "point_category", "interval", *FURTHER]
 
 
 def _slide_row(record: Mapping[str, Any], readers: Sequence[str]) -> dict[str, Any]:
     registration = record.get("registration") or {}
     findings = record["findings"]
-    copied = ("slide", "patient", *NUMBERS, *COUNTS, "category", "tumor_source", "tumor_he_mm2")
+    texts = ("slide", "patient", "category", "point_category", "interval", "tumor_source")
+    copied = (*texts, *NUMBERS, *COUNTS, "tumor_he_mm2")
     return {
         **{name: record.get(name) for name in copied},
         "flags": ";".join(_in_order(finding["flag"] for finding in findings)),
@@ -65,9 +71,17 @@ def _in_order(flags: Iterable[str]) -> list[str]:
 
 
 def patient_table(
-    slides: pandas.DataFrame, cutoffs: Sequence[float] = CUTOFFS, names: Sequence[str] | None = None
+    slides: pandas.DataFrame,
+    cutoffs: Sequence[float] = CUTOFFS,
+    names: Sequence[str] | None = None,
+    *,
+    certainty: float = CERTAINTY,
 ) -> pandas.DataFrame:
     """One row a patient, in the order of the patients' first slides: counts pooled over the slides with an index.
+
+    The interval of a patient is put together from those of the slides (``ki67.intervals.pooled_interval``), so it knows
+    that nuclei cluster wherever theirs do; ``interval`` says which kind they are, and is ``"mixed"`` where there are
+    both. It does not know that another slide of the patient would differ, which the range over the slides shows.
 
     Parameters
     ----------
@@ -77,6 +91,8 @@ def patient_table(
         Fractions between the categories.
     names
         Of the categories; None names them by percent.
+    certainty
+        How likely a category must be to be named, 0 to 1.
 
     Returns
     -------
@@ -86,18 +102,25 @@ def patient_table(
     import pandas as pd
 
     groups = slides.groupby("patient", sort=False, dropna=False)
-    rows = [_patient_row(str(patient), group, cutoffs, names) for patient, group in groups]
+    rows = [_patient_row(str(patient), group, cutoffs, names, certainty) for patient, group in groups]
     columns = ["patient", "slides", "scored_slides", "index", "index_low", "index_high", "positive", "total"]
-    return pd.DataFrame(rows, columns=[*columns, "category", "index_min", "index_max", "flags"])
+    further = ["category", "index_min", "index_max", "flags", "point_category", "interval"]
+    return pd.DataFrame(rows, columns=[*columns, *further])
 
 
 def _patient_row(
-    patient: str, slides: pandas.DataFrame, cutoffs: Sequence[float], names: Sequence[str] | None
+    patient: str, slides: pandas.DataFrame, cutoffs: Sequence[float], names: Sequence[str] | None, certainty: float
 ) -> dict[str, Any]:
     scored = slides[slides["index"].notna()]
     positive, total = int(scored["positive"].sum()), int(scored["total"].sum())
     index = positive / total if total else math.nan
-    low, high = wilson_interval(positive, total)
+    low, high = pooled_interval(*scored[[*COUNTS, "index_low", "index_high"]].to_numpy(dtype=float).T)
+    if len(scored) == 1:
+        category = scored["category"].iloc[0]
+    else:
+        above = partial(pooled_probability_above, positive, total, low, high)
+        category = certain_category(above, cutoffs, names, certainty=certainty) if total else None
+    kinds = list(scored["interval"].unique())
     return {
         "patient": patient,
         "slides": len(slides),
@@ -107,10 +130,12 @@ def _patient_row(
         "index_high": high,
         "positive": positive,
         "total": total,
-        "category": category_of(index, cutoffs, names),
+        "category": category,
         "index_min": scored["index"].min(),
         "index_max": scored["index"].max(),
         "flags": ";".join(_in_order(flag for flags in slides["flags"] for flag in flags.split(";"))),
+        "point_category": category_of(index, cutoffs, names),
+        "interval": (kinds[0] if len(kinds) == 1 else "mixed") if kinds else None,
     }
 
 

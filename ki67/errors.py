@@ -37,6 +37,10 @@ class Flag(StrEnum):
     UNLIKE_TRAINING = "unlike_training"
     NO_NUCLEI = "no_nuclei"
     FEWER_THAN_500_NUCLEI = "fewer_than_500_nuclei"
+    FEWER_THAN_1000_NUCLEI = "fewer_than_1000_nuclei"
+    HOT_SPOT_DRIVEN = "hot_spot_driven"
+    TUMOR_AREA_DIFFERS = "tumor_area_differs"
+    WEAK_DAB = "weak_dab"
 
 
 @dataclass(frozen=True)

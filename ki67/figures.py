@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
+    from ki67.local_index import LocalIndexMap
     from ki67.local_shifts import PlaceCheck
+    from ki67.slides import Slide
 
 RgbImage = NDArray[np.uint8]
 ReadRegion = Callable[[float, float, int, int, float], RgbImage]
@@ -37,6 +39,7 @@ NEGATIVE = (0, 84, 220)
 OUTLINE = (0, 0, 0)
 INK = (25, 25, 25)
 REFERENCE = (196, 80, 0)
+HOT_SPOT = (200, 0, 160)
 WHITE = (255, 255, 255)
 
 PANEL_PX = 760
@@ -66,7 +69,7 @@ CROSS_PX = 9
 OVERVIEW_PX = 1000
 MOST_NAMED = 60
 MOST_LISTED = 25
-INFORMATION = frozenset({Flag.NO_HE, Flag.IN_SITU_COUNTED})
+INFORMATION = frozenset({Flag.NO_HE, Flag.IN_SITU_COUNTED, Flag.FEWER_THAN_1000_NUCLEI})
 
 FLAG_WORDS: dict[Flag, str] = {
     Flag.MISSING_FILE: "file is missing",
@@ -91,6 +94,10 @@ FLAG_WORDS: dict[Flag, str] = {
     Flag.UNLIKE_TRAINING: "nuclei unlike those of the training",
     Flag.NO_NUCLEI: "no nuclei found",
     Flag.FEWER_THAN_500_NUCLEI: "fewer than 500 nuclei",
+    Flag.FEWER_THAN_1000_NUCLEI: "fewer than 1000 nuclei",
+    Flag.HOT_SPOT_DRIVEN: "the index rests on hot spots",
+    Flag.TUMOR_AREA_DIFFERS: "tumour of the H&E is not all on the Ki-67 slide",
+    Flag.WEAK_DAB: "positive nuclei are pale",
 }
 
 
@@ -116,10 +123,40 @@ def headline(record: Mapping[str, Any]) -> str:
 def _details(record: Mapping[str, Any]) -> list[str]:
     """Counts of a slide, and its findings as sentences."""
     counted = f"{record['positive']:,} positive of {record['total']:,} tumour nuclei in {record['tumor_mm2']:.2f} mm²"
-    scored = [f"{counted}, category {record['category']}"] if record["total"] else []
+    point = record.get("point_category")
+    itself = f" (the index itself: {point})" if point not in (None, record["category"]) else ""
+    scored = [f"{counted}, category {record['category']}{itself}"] if record["total"] else []
     on_he = record.get("tumor_he_mm2")
     found = [f"{on_he:.2f} mm² of tumour on the H&E"] if on_he and not scored else []
     return scored + found + [finding["message"] for finding in record["findings"]]
+
+
+def index_pictures(
+    slide: Slide | None,
+    tumor: Mask,
+    nuclei: geopandas.GeoDataFrame,
+    local: LocalIndexMap,
+    record: Mapping[str, Any],
+) -> dict[str, RgbImage]:
+    """What a person is shown of a scored slide: ``overlay``, ``fields``, and the map ``local_index``.
+
+    Parameters
+    ----------
+    slide
+        The slide, or None where it cannot be read, which leaves text alone.
+    tumor, nuclei, local, record
+        See ``slide_overlay``, ``field_pictures`` and ``local_index_picture``.
+    """
+    if slide is None:
+        thumbnail, mpp, read, nuclei = None, 1.0, None, nuclei.iloc[:0]
+    else:
+        mpp = overview_mpp(*slide.size_um)
+        thumbnail, read = slide.thumbnail(mpp), slide.read
+    return {
+        "overlay": slide_overlay(thumbnail, mpp, tumor, nuclei, record),
+        "fields": field_pictures(read, nuclei, tumor, record),
+        "local_index": local_index_picture(thumbnail, mpp, local, tumor, record),
+    }
 
 
 def slide_overlay(
@@ -183,7 +220,7 @@ def tumor_picture(
     panels, legend = [stain], [_legend(max(stain.shape[1], LEGEND_PX), edge_only=True)]
     if probability is not None:
         panels.append(_heatmap(stain, probability, tumor.mpp, tissue, panel_mpp))
-        legend.append(_color_bar(max(stain.shape[1], LEGEND_PX)))
+        legend.append(_color_bar(max(stain.shape[1], LEGEND_PX), "probability of tumour", "0", "1"))
     drawn = [_draw_scale_bar(_draw_outline(panel, tumor, panel_mpp, width_px=1), panel_mpp) for panel in panels]
     blocks = [_above([panel, line]) for panel, line in zip(drawn, legend, strict=True)]
     return _page(title, lines, [(_beside if stain.shape[0] >= 0.6 * stain.shape[1] else _above)(blocks)])
@@ -214,19 +251,111 @@ def _blend(ground: RgbImage, levels: NDArray[np.uint8]) -> RgbImage:
     return np.round(ground * (1 - HEATMAP_OPACITY) + colors * HEATMAP_OPACITY).astype(np.uint8)
 
 
-def _color_bar(width_px: int) -> RgbImage:
+def _color_bar(width_px: int, words: str, low: str, high: str) -> RgbImage:
     """A bar of the heatmap's colours, as they look over pale tissue, with its ends and what it stands for."""
     canvas = Image.new("RGB", (width_px, LEGEND_HEIGHT_PX), WHITE)
     draw, font = ImageDraw.Draw(canvas), _font(TEXT_PX)
     x = 0
-    for text in ("probability of tumour", "0"):
+    for text in (words, low):
         draw.text((x, 3), text, font=font, fill=INK)
         x += round(draw.textlength(text, font=font)) + (16 if x == 0 else 6)
-    length = min(COLOR_BAR_PX, width_px - x - 20)
+    length = min(COLOR_BAR_PX, width_px - x - 12 - round(draw.textlength(high, font=font)))
     ground = np.full((14, length, 3), 235, dtype=np.uint8)
     levels = np.tile(np.linspace(0, 255, length).round().astype(np.uint8), (14, 1))
     canvas.paste(Image.fromarray(_blend(ground, levels)), (x, 5))
-    draw.text((x + length + 6, 3), "1", font=font, fill=INK)
+    draw.text((x + length + 6, 3), high, font=font, fill=INK)
+    return np.array(canvas)
+
+
+def local_index_picture(
+    thumbnail: RgbImage | None, mpp: float, local: LocalIndexMap, tumor: Mask, record: Mapping[str, Any]
+) -> RgbImage:
+    """Index and density of the tumour from place to place, with the outlines of the hot spots.
+
+    Parameters
+    ----------
+    thumbnail
+        RGB ``(H, W, 3)`` of the whole Ki-67 slide, or None where it cannot be read.
+    mpp
+        Microns per pixel of the thumbnail.
+    local
+        Maps in the Ki-67 frame; without a number in them, only the text is left.
+    tumor
+        Tumour mask in the Ki-67 frame.
+    record
+        Record of the slide.
+    """
+    lines = [*_details(record), *_protocol_lines(record)]
+    if thumbnail is None or not np.isfinite(local.nuclei_per_mm2).any():
+        return _page(headline(record), lines, [])
+    stain, panel_mpp = _fit_panel(thumbnail, mpp)
+    width = max(stain.shape[1], LEGEND_PX)
+    shown = (
+        ("local index", 100 * local.index, 10.0, "%"),
+        ("tumour nuclei", local.nuclei_per_mm2, 500.0, "per mm²"),
+    )
+    blocks = []
+    for words, values, step, unit in shown:
+        top = _top_of_scale(values, step)
+        panel = _map_panel(stain, values / top, local.mpp, tumor, panel_mpp)
+        panel = _draw_outline(panel, tumor, panel_mpp, width_px=1)
+        panel = _draw_scale_bar(_draw_hot_spots(panel, record.get("hot_spots", ()), panel_mpp), panel_mpp)
+        blocks.append(_above([panel, _color_bar(width, words, "0", f"{top:g} {unit}")]))
+    arrange = _beside if stain.shape[0] >= 0.6 * stain.shape[1] else _above
+    return _page(headline(record), lines, [arrange(blocks)])
+
+
+def _protocol_lines(record: Mapping[str, Any]) -> list[str]:
+    """The index by other protocols, those that there are."""
+    names = {
+        "index_hot_spot": "hot spot",
+        "index_global_unweighted": "global, unweighted",
+        "index_global_weighted": "global, weighted",
+        "index_area": "by area of nuclei",
+    }
+    found = [f"{words} {100 * record[name]:.1f} %" for name, words in names.items() if _is_number(record.get(name))]
+    return [f"Other measures: {'; '.join(found)}"] if found else []
+
+
+def _is_number(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _top_of_scale(values: NDArray[np.floating], step: float) -> float:
+    """End of a scale from 0 that takes in all but the highest hundredth, in whole steps."""
+    known = values[np.isfinite(values)]
+    return step * max(1.0, math.ceil(float(np.percentile(known, 99)) / step)) if len(known) else step
+
+
+def _map_panel(stain: RgbImage, values: NDArray[np.floating], values_mpp: float, tumor: Mask, mpp: float) -> RgbImage:
+    """The stain in gray, coloured inside the tumour by values from 0 to 1 where there are any."""
+    ground = _fade(stain)
+    shown = _sampled(values, values_mpp, stain.shape, mpp)
+    inside = np.isfinite(shown) & _sampled(tumor.pixels, tumor.mpp, stain.shape, mpp)
+    levels = np.round(255 * np.clip(np.nan_to_num(shown), 0, 1)).astype(np.uint8)
+    return np.where(inside[..., None], _blend(ground, levels), ground).astype(np.uint8)
+
+
+def _sampled(values: NDArray[Any], values_mpp: float, shape: tuple[int, ...], mpp: float) -> NDArray[Any]:
+    """The value ``(rows, columns)`` under the middle of each pixel of a picture that begins at the same origin."""
+    rows, columns = (
+        np.minimum(((np.arange(size) + 0.5) * mpp / values_mpp).astype(np.int64), last - 1)
+        for size, last in zip(shape[:2], values.shape, strict=True)
+    )
+    return values[rows[:, None], columns]
+
+
+def _draw_hot_spots(image: RgbImage, hot_spots: Iterable[Mapping[str, float]], mpp: float) -> RgbImage:
+    """Squares with their rank beside them, on a white rim that keeps them apart from any colour."""
+    canvas = Image.fromarray(image)
+    draw = ImageDraw.Draw(canvas)
+    for rank, spot in enumerate(hot_spots, start=1):
+        left, top, side = (spot[name] / mpp for name in ("x_um", "y_um", "side_um"))
+        corners = (round(left), round(top), round(left + side), round(top + side))
+        draw.rectangle((corners[0] - 1, corners[1] - 1, corners[2] + 1, corners[3] + 1), outline=WHITE, width=4)
+        draw.rectangle(corners, outline=HOT_SPOT, width=2)
+        at = (corners[2] + 4, corners[1] - 2)
+        draw.text(at, str(rank), font=_font(TEXT_PX), fill=HOT_SPOT, stroke_width=2, stroke_fill=WHITE)
     return np.array(canvas)
 
 

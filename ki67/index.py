@@ -1,47 +1,119 @@
-"""The Ki-67 index of a slide: positive tumour nuclei over all tumour nuclei, its interval, category and flags."""
+"""The Ki-67 index of a slide by every measure there is, how sure it is, its category and flags."""
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
-from ki67.errors import ConfigError, Finding, Flag
+import numpy as np
+from numpy.typing import NDArray
+
+from ki67.categories import (
+    CERTAINTY,
+    CUTOFFS,
+    PRESETS,
+    category_names,
+    category_of,
+    certain_category,
+    index_categories,
+)
+from ki67.errors import Finding, Flag
 from ki67.geometry import Mask
+from ki67.hot_spots import HotSpot, find_hot_spots, is_hot_spot_driven, share_in_hottest
+from ki67.intervals import BlockBootstrap, block_bootstrap, wilson_interval, wilson_probability_above
+from ki67.local_index import LocalIndexMap, local_index_map
+from ki67.nucleus_squares import TumorNuclei
+from ki67.scoring_protocols import global_score
+from ki67.tumor_agreement import tumor_area_findings
 
 if TYPE_CHECKING:
-    import geopandas
+    import pandas
 
-CUTOFFS = (0.10, 0.20)
-PRESETS: dict[str, tuple[tuple[float, ...], tuple[str, ...] | None]] = {
-    "breast": (CUTOFFS, None),
-    "neuroendocrine": (
-        (0.03, 0.20),
-        ("G1", "G2", "G3"),
-    ),  # WHO Classification of Tumours, Digestive System, 5th ed. 2019
-}
-"""Cut-offs of tumours, and what their categories are called where it is not by percent."""
+__all__ = [
+    "CUTOFFS",
+    "MEASURES",
+    "PRESETS",
+    "IndexResult",
+    "category_names",
+    "category_of",
+    "flags_of",
+    "index_categories",
+    "ki67_index",
+    "slide_findings",
+    "slide_record",
+    "tumor_nuclei",
+    "wilson_interval",
+]
+
 FEWEST_NUCLEI = 500  # fewer do not give a dependable index (Nielsen et al. 2021, doi:10.1093/jnci/djaa201)
-MEASURES = ("index", "index_low", "index_high", "positive", "total", "tumor_mm2")
+WANTED_NUCLEI = 1000  # what to aim at (Dowsett et al. 2011, doi:10.1093/jnci/djr393)
+LIKELY_CUTOFFS = (0.05, 0.10, 0.14, 0.20, 0.30)
+P_ABOVE = {f"p_above_{round(100 * cutoff)}": cutoff for cutoff in LIKELY_CUTOFFS}
+"""Name of each probability of lying above a cut-off, and the cut-off."""
+WEAK_DAB_OD = 0.2
+"""Positive nuclei less brown than this above the negative ones are weak: 0.23 is where the lowest hundredth of the
+fields that the network was trained on have the median of their positive nuclei."""
+FEWEST_FOR_DAB = 20
+
+MEASURES = (
+    "index",
+    "index_low",
+    "index_high",
+    "wilson_low",
+    "wilson_high",
+    "positive",
+    "total",
+    "tumor_mm2",
+    "nuclei_per_mm2",
+    "index_global_unweighted",
+    "index_global_weighted",
+    "index_hot_spot",
+    "hot_spot_gap",
+    "index_area",
+    *P_ABOVE,
+)
+"""Numbers of a slide, in the order of the tables."""
 
 
 @dataclass(frozen=True)
 class IndexResult:
-    """The exhaustive index of one slide.
+    """The index of one slide by every measure; fractions are NaN where they are not defined.
 
     Attributes
     ----------
     index, index_low, index_high
-        Fraction of positive nuclei and its Wilson 95 % interval, NaN without nuclei.
+        Fraction of positive nuclei among all tumour nuclei, and its 95 % interval.
+    interval
+        Whether that is of the block bootstrap, or Wilson's where there are too few blocks; None without nuclei.
+    wilson_low, wilson_high
+        Wilson's 95 % interval, of the counting alone.
     positive, total
         Tumour nuclei.
-    category
-        Such as ``"10-20%"`` or ``"G2"``; None without nuclei.
     tumor_mm2
         Area of the tumour mask.
+    nuclei_per_mm2
+        Tumour nuclei per mm² of it.
+    index_global_unweighted, index_global_weighted
+        See ``ki67.scoring_protocols``.
+    index_hot_spot
+        Of the first hot spot.
+    hot_spot_gap
+        How much it is above ``index``.
+    index_area
+        Area of the positive over the area of all tumour nuclei.
+    p_above
+        How likely the index lies above each of ``LIKELY_CUTOFFS``, by the name in the tables.
+    category
+        Such as ``"10-20%"``, ``"G2"`` or ``"indeterminate"``; None without nuclei.
+    point_category
+        The category of ``index`` itself.
+    hot_spots
+        The hottest first.
+    local
+        Maps of the local index and of the density of nuclei.
     findings
         What makes the index doubtful or impossible.
     """
@@ -49,114 +121,111 @@ class IndexResult:
     index: float
     index_low: float
     index_high: float
+    interval: Literal["block_bootstrap", "wilson"] | None
+    wilson_low: float
+    wilson_high: float
     positive: int
     total: int
-    category: str | None
     tumor_mm2: float
+    nuclei_per_mm2: float
+    index_global_unweighted: float
+    index_global_weighted: float
+    index_hot_spot: float
+    hot_spot_gap: float
+    index_area: float
+    p_above: Mapping[str, float]
+    category: str | None
+    point_category: str | None
+    hot_spots: tuple[HotSpot, ...]
+    local: LocalIndexMap
     findings: tuple[Finding, ...]
 
-
-def wilson_interval(positive: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Score interval of a proportion; NaN where there is nothing to count.
-
-    Wilson EB (1927) Journal of the American Statistical Association 22:209-212.
-
-    Examples
-    --------
-    >>> low, high = wilson_interval(15, 148)
-    >>> round(low, 4), round(high, 4)
-    (0.0624, 0.1605)
-    """
-    if total == 0:
-        return math.nan, math.nan
-    from scipy.stats import binomtest
-
-    interval = binomtest(int(positive), int(total)).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+    @property
+    def measures(self) -> dict[str, float]:
+        """Every number of ``MEASURES`` by its name."""
+        return {name: self.p_above[name] if name in P_ABOVE else getattr(self, name) for name in MEASURES}
 
 
-def category_names(cutoffs: Sequence[float] = CUTOFFS) -> tuple[str, ...]:
-    """Names of the categories from low to high.
-
-    >>> category_names((0.10, 0.20))
-    ('<10%', '10-20%', '>20%')
-    """
-    percents = [f"{100 * cutoff:g}" for cutoff in cutoffs]
-    between = (f"{low}-{high}%" for low, high in pairwise(percents))
-    return (f"<{percents[0]}%", *between, f">{percents[-1]}%")
-
-
-def index_categories(preset: str, cutoffs: Sequence[float] | None = None) -> tuple[tuple[float, ...], tuple[str, ...]]:
-    """Cut-offs and names of the categories: those of a preset, or of cut-offs of one's own, named by percent.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such preset.
-
-    Examples
-    --------
-    >>> index_categories("neuroendocrine")
-    ((0.03, 0.2), ('G1', 'G2', 'G3'))
-    >>> index_categories("neuroendocrine", [0.05, 0.20])
-    ((0.05, 0.2), ('<5%', '5-20%', '>20%'))
-    """
-    if preset not in PRESETS:
-        raise ConfigError(f"index.preset is {preset}; write {' or '.join(PRESETS)}")
-    known, names = PRESETS[preset]
-    chosen = tuple(cutoffs) if cutoffs else known
-    return chosen, names if names and not cutoffs else category_names(chosen)
-
-
-def category_of(index: float, cutoffs: Sequence[float] = CUTOFFS, names: Sequence[str] | None = None) -> str | None:
-    """Category of an index; one that equals a cut-off is not beyond it, so 10 % and 20 % are both "10-20%".
-
-    >>> category_of(0.0999), category_of(0.10), category_of(0.20), category_of(0.2001)
-    ('<10%', '10-20%', '10-20%', '>20%')
-    """
-    if math.isnan(index):
-        return None
-    position = 1 if index == cutoffs[0] else bisect_left(cutoffs, index)
-    return (names or category_names(cutoffs))[position]
+def tumor_nuclei(nuclei: pandas.DataFrame) -> TumorNuclei:
+    """The nuclei of a table that lie in the tumour."""
+    inside = nuclei["in_tumor"].to_numpy(dtype=bool)
+    points = np.column_stack([nuclei[name].to_numpy(dtype=np.float64)[inside] for name in ("x_um", "y_um")])
+    return TumorNuclei(points, nuclei["positive"].to_numpy(dtype=bool)[inside])
 
 
 def ki67_index(
-    nuclei: geopandas.GeoDataFrame,
+    nuclei: pandas.DataFrame,
     tumor: Mask,
     *,
     cutoffs: Sequence[float] = CUTOFFS,
     names: Sequence[str] | None = None,
+    certainty: float = CERTAINTY,
     slide_id: str = "this slide",
 ) -> IndexResult:
-    """Count every tumour nucleus of a slide.
+    """Score a slide from its table of nuclei.
 
     Parameters
     ----------
     nuclei
-        Table of nuclei; those with ``in_tumor`` count.
+        Table of nuclei (``ki67.nucleus_table``), in any order; those with ``in_tumor`` count.
     tumor
         Tumour mask in the Ki-67 frame.
     cutoffs
         Two or more fractions between the categories, ascending.
     names
         Of the categories, one more than cut-offs; None names them by percent.
+    certainty
+        How likely a category must be to be named, 0 to 1.
     slide_id
         Begins the sentences of the findings.
     """
-    counted = nuclei["positive"][nuclei["in_tumor"]]
-    positive, total = int(counted.sum()), len(counted)
+    counted = tumor_nuclei(nuclei)
+    positive, total = int(counted.positive.sum()), len(counted)
     index = positive / total if total else math.nan
-    low, high = wilson_interval(positive, total)
+    wilson = wilson_interval(positive, total)
+    bootstrap = block_bootstrap(counted)
+    above = _probability_above(bootstrap, positive, total)
+    by_protocol, hot_spots = global_score(counted), find_hot_spots(counted)
+    hottest = hot_spots[0].index if hot_spots else math.nan
+    inside = nuclei["in_tumor"].to_numpy(dtype=bool)
+    findings = [
+        *_count_findings(slide_id, total, tumor.area_mm2),
+        *_hot_spot_findings(slide_id, share_in_hottest(counted), hottest - index),
+        *_dab_findings(slide_id, nuclei["dab_od"].to_numpy(dtype=np.float64)[inside], counted.positive),
+    ]
     return IndexResult(
         index=index,
-        index_low=low,
-        index_high=high,
+        index_low=bootstrap.low if bootstrap else wilson[0],
+        index_high=bootstrap.high if bootstrap else wilson[1],
+        interval=("block_bootstrap" if bootstrap else "wilson") if total else None,
+        wilson_low=wilson[0],
+        wilson_high=wilson[1],
         positive=positive,
         total=total,
-        category=category_of(index, cutoffs, names),
         tumor_mm2=tumor.area_mm2,
-        findings=tuple(_count_findings(slide_id, total, tumor.area_mm2)),
+        nuclei_per_mm2=total / tumor.area_mm2 if tumor.area_mm2 else math.nan,
+        index_global_unweighted=by_protocol.unweighted,
+        index_global_weighted=by_protocol.weighted,
+        index_hot_spot=hottest,
+        hot_spot_gap=hottest - index,
+        index_area=_area_index(nuclei["area_um2"].to_numpy(dtype=np.float64)[inside], counted.positive),
+        p_above={name: above(cutoff) for name, cutoff in P_ABOVE.items()},
+        category=certain_category(above, cutoffs, names, certainty=certainty) if total else None,
+        point_category=category_of(index, cutoffs, names),
+        hot_spots=hot_spots,
+        local=local_index_map(counted, tumor),
+        findings=tuple(findings),
     )
+
+
+def _probability_above(bootstrap: BlockBootstrap | None, positive: int, total: int) -> Callable[[float], float]:
+    return bootstrap.probability_above if bootstrap else partial(wilson_probability_above, positive, total)
+
+
+def _area_index(area_um2: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
+    """Area of positive nuclei over the area of all, added up exactly so that the order of nuclei does not matter."""
+    of_positive, of_negative = math.fsum(area_um2[positive]), math.fsum(area_um2[~positive])
+    return of_positive / (of_positive + of_negative) if of_positive + of_negative > 0 else math.nan
 
 
 def _count_findings(slide_id: str, total: int, tumor_mm2: float) -> Iterable[Finding]:
@@ -169,6 +238,27 @@ def _count_findings(slide_id: str, total: int, tumor_mm2: float) -> Iterable[Fin
     elif total < FEWEST_NUCLEI:
         text = f"only {total} tumour nuclei were counted, fewer than {FEWEST_NUCLEI}; add tissue or read the interval"
         yield Finding(Flag.FEWER_THAN_500_NUCLEI, f"{slide_id}: {text}", "ki67")
+    elif total < WANTED_NUCLEI:
+        text = f"{total} tumour nuclei were counted, fewer than the {WANTED_NUCLEI} to aim at; read the interval"
+        yield Finding(Flag.FEWER_THAN_1000_NUCLEI, f"{slide_id}: {text}", "ki67")
+
+
+def _hot_spot_findings(slide_id: str, share: float, gap: float) -> Iterable[Finding]:
+    if is_hot_spot_driven(share, gap):
+        text = f"{share:.0%} of the positive nuclei lie in the hottest tenth of the tumour"
+        remedy = "look at the map of the local index, and say in a report whether the tumour or its hot spot was scored"
+        yield Finding(Flag.HOT_SPOT_DRIVEN, f"{slide_id}: {text}; {remedy}", "ki67")
+
+
+def _dab_findings(slide_id: str, dab_od: NDArray[np.float64], positive: NDArray[np.bool_]) -> Iterable[Finding]:
+    """That positive nuclei are hardly browner than negative ones, by the medians of both classes."""
+    if min(np.count_nonzero(positive), np.count_nonzero(~positive)) < FEWEST_FOR_DAB:
+        return
+    difference = float(np.median(dab_od[positive]) - np.median(dab_od[~positive]))
+    if difference < WEAK_DAB_OD:
+        text = f"DAB of positive nuclei is only {difference:.2f} (optical density) above that of negative ones"
+        remedy = f"{WEAK_DAB_OD:.2f} or more is usual; look at the fields, and stain the slide anew if they are pale"
+        yield Finding(Flag.WEAK_DAB, f"{slide_id}: {text}; {remedy}", "ki67")
 
 
 def slide_record(
@@ -200,9 +290,11 @@ def slide_record(
     return {
         "slide": slide,
         "patient": patient,
-        **{name: getattr(result, name) for name in ("index", "index_low", "index_high", "positive", "total")},
+        **result.measures,
+        "interval": result.interval,
         "category": result.category,
-        "tumor_mm2": result.tumor_mm2,
+        "point_category": result.point_category,
+        "hot_spots": [spot.to_json() for spot in result.hot_spots],
         "tumor_source": stages.get("transfer", {}).get("tumor_source"),
         "tumor_he_mm2": tumor_he.get("tumor_mm2") if tumor_he.get("tumor_source") else None,
         "flags": [flag.value for flag in flags_of(findings)],
@@ -233,6 +325,7 @@ def slide_findings(
     if ki67 is not None and ki67["usable"]:
         found.extend(result.findings)
         found.extend(_in_situ_findings(result, stages, slide_id))
+        found.extend(_tumor_area_findings(result, stages, slide_id))
     order = list(Flag)
     return sorted(dict.fromkeys(found), key=lambda finding: order.index(finding.flag))
 
@@ -245,6 +338,15 @@ def _in_situ_findings(result: IndexResult, stages: Mapping[str, Mapping[str, Any
         text = "in situ carcinoma is not told from invasive and is counted if there is any"
         remedy = "draw polygons of the class Exclude around it and name their file in roi_ki67 or roi_he"
         yield Finding(Flag.IN_SITU_COUNTED, f"{slide_id}: {text}; {remedy}", "ki67")
+
+
+def _tumor_area_findings(
+    result: IndexResult, stages: Mapping[str, Mapping[str, Any]], slide_id: str
+) -> Iterable[Finding]:
+    """That tumour of the H&E is not there on the Ki-67 slide, where it was carried over and nobody limited it."""
+    transfer, on_he = stages.get("transfer", {}), stages.get("tumor", {}).get("tumor_mm2")
+    if result.total and on_he and transfer.get("tumor_source") == "he" and not transfer.get("limited"):
+        yield from tumor_area_findings(slide_id, on_he, result.tumor_mm2, result.local.nuclei_per_mm2)
 
 
 def flags_of(findings: Iterable[Finding]) -> list[Flag]:

@@ -14,10 +14,10 @@ from sklearn.metrics import cohen_kappa_score
 from tqdm import tqdm
 
 from ki67.bootstrap import percentile_intervals
+from ki67.categories import CUTOFFS, category_names, category_of
 from ki67.evaluation_fields import EvaluationField, read_evaluation_fields
 from ki67.extraction import Nuclei
 from ki67.field_changes import UNCHANGED, FieldChange
-from ki67.index import CUTOFFS, category_names, category_of
 from ki67.instance_scores import InstanceCounts, instance_counts, instance_scores
 from ki67.matching import MATCH_UM, match_points
 from ki67.training.datasets import Dataset, image_paths, read_dataset

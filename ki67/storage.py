@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     import shapely
     import zarr
 
+    from ki67.hot_spots import HotSpot
+
 PARTIAL_PREFIX = ".partial-"
 CHUNK_PX = 512
 LARGEST_COARSE_LEVEL_PX = 2048
@@ -45,6 +47,7 @@ CLASS_COLORS: dict[str, tuple[int, int, int]] = {
     "Positive": (213, 32, 32),
     "Negative": (0, 92, 214),
     "Tumor": (200, 0, 0),  # as QuPath has it
+    "Hot spot": (200, 0, 160),
 }
 QUPATH_MEASUREMENTS: dict[str, str] = {
     "probability": "Probability",
@@ -415,6 +418,41 @@ def _annotation(polygon: shapely.Polygon, scale: float, object_id: str) -> str:
     geometry = json.dumps({"type": "Polygon", "coordinates": coordinates}, separators=(",", ":"))
     properties = f'{{"objectType":"annotation","classification":{_classification("Tumor")}}}'
     return f'{{"type":"Feature","id":"{object_id}","geometry":{geometry},"properties":{properties}}}'
+
+
+def write_hot_spots_geojson(
+    path: str | Path, hot_spots: Sequence[HotSpot], level0_mpp: float | None, *, slide_id: str
+) -> None:
+    """Write hot spots as GeoJSON for QuPath: annotations of class ``Hot spot``, the hottest first, in level-0 pixels.
+
+    Parameters
+    ----------
+    level0_mpp
+        Microns per pixel of level 0; None where the slide could not be used and there are none.
+    slide_id
+        Goes with the rank into the annotation's id, so that it is the same in every run.
+    """
+    ids = _object_ids(f"ki67:{slide_id}:hot_spot:", range(len(hot_spots)))
+    features = [
+        {
+            "type": "Feature",
+            "id": name,
+            "geometry": {
+                "type": "Polygon",
+                "coordinates": [
+                    np.round(np.array(spot.outline.exterior.coords) / (level0_mpp or 1.0), 2).tolist(),
+                ],
+            },
+            "properties": {
+                "objectType": "annotation",
+                "name": f"Hot spot {rank}",
+                "classification": json.loads(_classification("Hot spot")),
+                "measurements": {"Ki-67 index": spot.index, "Positive": spot.positive, "Nuclei": spot.total},
+            },
+        }
+        for rank, (spot, name) in enumerate(zip(hot_spots, ids, strict=True), start=1)
+    ]
+    write_json(path, {"type": "FeatureCollection", "features": features})
 
 
 def write_missing_zarr(path: str | Path | None) -> None:

@@ -74,6 +74,8 @@ class TumorMask:
         Of their run.
     excluded
         Whether a person drew what is left out of it.
+    limited
+        Whether a person drew anything that it keeps to.
     """
 
     mask: Mask
@@ -84,6 +86,7 @@ class TumorMask:
     fine_share: float | None = None
     statistics: Mapping[str, Any] | None = None
     excluded: bool = False
+    limited: bool = False
 
     @classmethod
     def empty(cls, frame: Stain, mpp: float) -> Self:
@@ -101,6 +104,7 @@ class TumorMask:
             "fine_share": None if self.fine_share is None else round(self.fine_share, 4),
             "statistics": None if self.statistics is None else dict(self.statistics),
             "excluded": self.excluded,
+            "limited": self.limited,
         }
 
 
@@ -138,7 +142,9 @@ def make_tumor_mask(
             return TumorMask(allowed, "roi")
     coarse_folder = Path(coarse_model).parent if coarse_model else None
     return replace(
-        _segment(slide, allowed, settings, Path(model).parent, coarse_folder), excluded=excludes_regions(geojson)
+        _segment(slide, allowed, settings, Path(model).parent, coarse_folder),
+        excluded=excludes_regions(geojson),
+        limited=geojson is not None,
     )
 
 
@@ -174,7 +180,7 @@ def carry_tumor_mask(
         if settings.regions == "tumor" and draws_regions(geojson):
             return TumorMask(tissue, "roi")
     carried = carry_mask(tumor_he, transform, tissue, slide.size_um)
-    return TumorMask(carried, "he", excluded=excludes_regions(geojson))
+    return TumorMask(carried, "he", excluded=excludes_regions(geojson), limited=geojson is not None)
 
 
 def _within_regions(slide: Slide, tissue: Mask, geojson: str, mpp: float) -> Mask:

@@ -1,10 +1,12 @@
 import math
 
+import numpy as np
 import pytest
 
+from ki67.categories import category_of
 from ki67.cohort import cohort_provenance, patient_table, slide_table
 from ki67.errors import Flag
-from ki67.index import category_of, wilson_interval
+from ki67.intervals import pooled_interval, wilson_interval
 from ki67.storage import write_csv
 
 
@@ -20,7 +22,9 @@ def record(slide: str, patient: str, positive: int, total: int, *flags: Flag, **
         "index_high": high,
         "positive": positive,
         "total": total,
+        "interval": "block_bootstrap" if total else None,
         "category": category_of(index) if total else None,
+        "point_category": category_of(index) if total else None,
         "tumor_mm2": 2.5,
         "tumor_source": "he",
         "tumor_he_mm2": 3.25,
@@ -49,7 +53,10 @@ def test_a_row_a_slide_in_the_order_of_the_sheet(records):
     assert list(table.columns) == [
         *["slide", "patient", "index", "index_low", "index_high", "positive", "total", "category", "tumor_mm2"],
         *["flags", "reference_index", "reference_index_bo", "reasons", "tumor_source", "tumor_he_mm2"],
-        *["registration", "registration_ncc", "registration_error_um"],
+        *["registration", "registration_ncc", "registration_error_um", "point_category", "interval"],
+        *["wilson_low", "wilson_high", "nuclei_per_mm2", "index_global_unweighted", "index_global_weighted"],
+        *["index_hot_spot", "hot_spot_gap", "index_area"],
+        *["p_above_5", "p_above_10", "p_above_14", "p_above_20", "p_above_30"],
     ]
 
 
@@ -62,7 +69,7 @@ def test_flags_stand_once_in_the_order_of_the_enum_and_reasons_are_sentences(rec
 def test_a_slide_without_index_keeps_its_row_with_empty_cells(records, tmp_path):
     write_csv(tmp_path / "cohort.csv", slide_table(records))
     lines = (tmp_path / "cohort.csv").read_bytes().split(b"\n")
-    assert lines[2] == b"S1,P2,,,,0,0,,2.5,no_ki67,,,S1: no_ki67,he,3.25,not_applicable,,"
+    assert lines[2] == b"S1,P2,,,,0,0,,2.5,no_ki67,,,S1: no_ki67,he,3.25,not_applicable,," + 15 * b","
     assert b"1.234" not in b"".join(lines)
 
 
@@ -78,9 +85,14 @@ def test_a_patient_has_the_counts_of_all_scored_slides(records):
     first = patients.loc["P1"]
     assert (first["slides"], first["scored_slides"], first["positive"], first["total"]) == (2, 2, 130, 1100)
     assert first["index"] == pytest.approx(130 / 1100)
-    assert (first["index_low"], first["index_high"]) == pytest.approx(wilson_interval(130, 1100))
+    slides = [[30, 100], [100, 1000], *zip(wilson_interval(30, 100), wilson_interval(100, 1000), strict=True)]
+    (one, other, low, high) = (np.array(values, dtype=float) for values in slides)
+    wanted = pooled_interval(np.array([one[0], other[0]]), np.array([one[1], other[1]]), low, high)
+    assert (first["index_low"], first["index_high"]) == pytest.approx(wanted)
+    assert first["interval"] == "block_bootstrap"
     assert (first["index_min"], first["index_max"]) == pytest.approx((0.1, 0.3))
-    assert (first["category"], first["flags"]) == ("10-20%", "pen_mark;fewer_than_500_nuclei")
+    assert (first["category"], first["point_category"]) == ("10-20%", "10-20%")
+    assert first["flags"] == "pen_mark;fewer_than_500_nuclei"
 
 
 def test_a_patient_without_scored_slide_is_listed_without_index(records):
@@ -92,8 +104,23 @@ def test_a_patient_without_scored_slide_is_listed_without_index(records):
     assert second["flags"] == "no_ki67"
 
 
-def test_patients_follow_the_cutoffs(records):
+def test_patients_follow_the_cutoffs_and_the_certainty(records):
     assert patient_table(slide_table(records), (0.05, 0.11))["category"][0] == ">11%"
+    patients = patient_table(slide_table(records), (0.05, 0.115))
+    assert (patients["category"][0], patients["point_category"][0]) == ("indeterminate", ">11.5%")
+    assert patient_table(slide_table(records), (0.05, 0.115), certainty=0.5)["category"][0] == ">11.5%"
+
+
+def test_a_patient_of_one_slide_has_what_the_slide_has():
+    slide = record("S1", "P1", 30, 100, category="indeterminate")
+    (row,) = patient_table(slide_table([slide])).to_dict("records")
+    assert (row["category"], row["interval"]) == ("indeterminate", "block_bootstrap")
+    assert (row["index_low"], row["index_high"]) == pytest.approx((slide["index_low"], slide["index_high"]))
+
+
+def test_slides_with_different_intervals_give_a_mixed_one():
+    slides = [record("S1", "P1", 30, 100), record("S2", "P1", 10, 100, interval="wilson")]
+    assert list(patient_table(slide_table(slides))["interval"]) == ["mixed"]
 
 
 def test_an_empty_cohort_gives_empty_tables():

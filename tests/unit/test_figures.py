@@ -9,6 +9,7 @@ from ki67.errors import Finding, Flag
 from ki67.figures import (
     FIELD_UM,
     FLAG_WORDS,
+    HOT_SPOT,
     MARGIN_PX,
     NEGATIVE,
     OUTLINE,
@@ -18,6 +19,7 @@ from ki67.figures import (
     cohort_overview,
     field_pictures,
     headline,
+    local_index_picture,
     overview_mpp,
     registration_picture,
     round_length_um,
@@ -26,6 +28,7 @@ from ki67.figures import (
 )
 from ki67.geometry import Mask, RigidTransform
 from ki67.index import ki67_index, slide_record
+from ki67.local_index import LocalIndexMap
 from ki67.local_shifts import PlaceCheck
 
 SIDE_UM = 1520.0  # two microns a pixel of a panel
@@ -37,7 +40,8 @@ def nuclei_at(*places: tuple[float, float, bool]) -> gpd.GeoDataFrame:
     """Squares of 8 µm in the tumour."""
     x_um, y_um, positive = zip(*places, strict=True) if places else ((), (), ())
     x_um, y_um = np.array(x_um, dtype=float), np.array(y_um, dtype=float)
-    columns = {"x_um": x_um, "y_um": y_um, "positive": np.array(positive, dtype=bool), "in_tumor": True}
+    measured = {"area_um2": 64.0, "dab_od": np.where(np.array(positive, dtype=bool), 0.8, 0.1)}
+    columns = {"x_um": x_um, "y_um": y_um, "positive": np.array(positive, dtype=bool), "in_tumor": True} | measured
     return gpd.GeoDataFrame(columns, geometry=shapely.box(x_um - 4, y_um - 4, x_um + 4, y_um + 4)).astype(
         {"in_tumor": bool}
     )
@@ -223,6 +227,36 @@ def test_a_single_stain_has_a_registration_picture_too():
 @pytest.mark.parametrize(("at_most", "length"), [(1, 1), (9.9, 5), (10, 10), (26, 20), (4999, 2000), (6250, 5000)])
 def test_scale_bars_have_round_lengths(at_most, length):
     assert round_length_um(at_most) == length
+
+
+def local_maps(index: np.ndarray, per_mm2: np.ndarray) -> LocalIndexMap:
+    return LocalIndexMap(index.astype(np.float32), per_mm2.astype(np.float32), 40.0, "ki67")
+
+
+def test_the_local_index_is_drawn_where_the_tumour_is_with_its_hot_spots():
+    mask, nuclei = tumor(760), nuclei_at((400, 300, True))
+    index = np.tile(np.linspace(0, 0.38, 38), (38, 1))
+    record = record_of(nuclei, mask) | {"hot_spots": [{"x_um": 1000.0, "y_um": 600.0, "side_um": 200.0}]}
+    image = local_index_picture(SLIDE, 8.0, local_maps(index, np.full((38, 38), 3000.0)), mask, record)
+    top = image.shape[0] - MARGIN_PX - LEGEND_AND_GAP_PX - PANEL_PX
+    panel = image[top : top + PANEL_PX, MARGIN_PX : MARGIN_PX + PANEL_PX].astype(int)
+    gray = np.ptp(panel, axis=-1) <= 2
+    assert gray[:600, :370].all()  # no tumour, and away from the scale bar
+    assert not gray[50:250, 390:740].any()
+    assert panel[200, 740, 2] < panel[200, 390, 2]  # from violet to yellow
+    corners = pixels_of(panel, HOT_SPOT, tolerance=10)
+    drawn = corners[corners[:, 1] <= 602]
+    assert np.abs(drawn.min(axis=0) - (300, 500)).max() <= 2
+    assert np.abs(drawn.max(axis=0) - (400, 600)).max() <= 2
+
+
+def test_a_slide_without_local_index_says_why():
+    mask = Mask.empty("ki67")
+    nothing = local_maps(np.full((2, 2), np.nan), np.full((2, 2), np.nan))
+    for thumbnail in (SLIDE, None):
+        image = local_index_picture(thumbnail, 8.0, nothing, mask, record_of(nuclei_at(), mask))
+        assert image.shape[0] < 200
+        assert (image < 128).any()
 
 
 def test_every_flag_has_words_for_people():

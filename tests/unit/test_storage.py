@@ -14,6 +14,7 @@ import shapely
 
 from ki67.errors import Finding, Flag, Ki67Error
 from ki67.geometry import Mask
+from ki67.hot_spots import HotSpot
 from ki67.storage import (
     guard_text,
     read_image,
@@ -26,6 +27,7 @@ from ki67.storage import (
     whole,
     write_cohort_zarr,
     write_csv,
+    write_hot_spots_geojson,
     write_image_jpeg,
     write_image_png,
     write_json,
@@ -445,3 +447,21 @@ def test_a_large_slide_stays_within_its_files_and_megabytes(tmp_path):
     records_and_pictures = 13
     assert len(files_in(tmp_path)) + records_and_pictures <= 45
     assert sum(path.stat().st_size for path in files_in(tmp_path)) * 200_000 / len(nuclei) < 150e6
+
+
+def test_hot_spots_are_annotations_in_level_0_pixels_hottest_first(tmp_path):
+    spots = [HotSpot(500.0, 1000.0, 350.0, 300, 500), HotSpot(50.0, 0.0, 150.0, 100, 500)]
+    for name in ("a.geojson", "b.geojson"):
+        write_hot_spots_geojson(tmp_path / name, spots, 0.25, slide_id="S1")
+    first, second = read_json(tmp_path / "a.geojson")["features"]
+    assert shapely.geometry.shape(first["geometry"]).bounds == (2000.0, 4000.0, 3400.0, 5400.0)
+    assert (first["properties"]["name"], first["properties"]["classification"]["name"]) == ("Hot spot 1", "Hot spot")
+    assert first["properties"]["measurements"] == {"Ki-67 index": 0.6, "Positive": 300, "Nuclei": 500}
+    assert second["properties"]["name"] == "Hot spot 2"
+    assert first["id"] != second["id"]
+    assert (tmp_path / "a.geojson").read_bytes() == (tmp_path / "b.geojson").read_bytes()
+
+
+def test_no_hot_spots_are_an_empty_collection(tmp_path):
+    write_hot_spots_geojson(tmp_path / "none.geojson", [], None, slide_id="S1")
+    assert read_json(tmp_path / "none.geojson") == {"type": "FeatureCollection", "features": []}

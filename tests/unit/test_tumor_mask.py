@@ -79,4 +79,5 @@ def test_the_record_of_an_unusable_slide_is_empty() -> None:
         "fine_share": None,
         "statistics": None,
         "excluded": False,
+        "limited": False,
     }

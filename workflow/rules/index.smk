@@ -27,6 +27,14 @@ rule index:
             subcategory="{slide}",
             labels={"picture": "counted nuclei"},
         ),
+        local_index=report(
+            "results/{slide}/local_index.png",
+            caption="../report/local_index.rst",
+            category="Slides",
+            subcategory="{slide}",
+            labels={"picture": "local index and hot spots"},
+        ),
+        hot_spots="results/{slide}/hot_spots.geojson",
     log:
         "logs/index/{slide}.log",
     benchmark:

@@ -8,13 +8,13 @@ from ki67.index import MEASURES, index_categories
 from ki67.provenance import stage_log, versions
 from ki67.storage import read_json, write_cohort_zarr, write_csv, write_image_png, write_json
 
-OUTPUT = snakemake.output
-CUTOFFS, NAMES = index_categories(**snakemake.params.settings)
+OUTPUT, SETTINGS = snakemake.output, snakemake.params.settings
+CUTOFFS, NAMES = index_categories(SETTINGS["preset"], SETTINGS["cutoffs"])
 
 with stage_log(snakemake.log[0], stage="cohort", name="cohort") as log:
     records = [read_json(path) for path in snakemake.input.indices]
     slides = slide_table(records)
-    patients = patient_table(slides, CUTOFFS, NAMES)
+    patients = patient_table(slides, CUTOFFS, NAMES, certainty=SETTINGS["certainty"])
     provenance = cohort_provenance(
         records, cutoffs=CUTOFFS, versions=versions(("anndata", "pandas", "scipy", "statsmodels"))
     )

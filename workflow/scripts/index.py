@@ -1,40 +1,38 @@
-"""Count the tumour nuclei of a slide, and show what was counted."""
+"""Score a slide from its nuclei, and show what was counted."""
 
 from ki67 import storage
 from ki67.errors import SlideError
-from ki67.figures import field_pictures, overview_mpp, slide_overlay
+from ki67.figures import index_pictures
 from ki67.index import MEASURES, index_categories, ki67_index, slide_record
 from ki67.provenance import stage_log, versions
 from ki67.slides import open_slide
 
 SLIDE, INPUT, OUTPUT, PARAMS = snakemake.wildcards.slide, snakemake.input, snakemake.output, snakemake.params
-STAGES = ("check", "tumor", "register", "transfer", "nuclei")
-VERSIONS, (CUTOFFS, NAMES) = versions(("numpy", "geopandas", "spatialdata")), index_categories(**PARAMS.settings)
+STAGES, SETTINGS = ("check", "tumor", "register", "transfer", "nuclei"), PARAMS.settings
+VERSIONS = versions(("numpy", "geopandas", "dask", "spatialdata"))
+CUTOFFS, NAMES = index_categories(SETTINGS["preset"], SETTINGS["cutoffs"])
 
 
-def draw(stain: str, mpp: float | None, tumor, nuclei, record: dict) -> tuple:
-    """Overlay and fields of a slide; they only say why where it cannot be read."""
+def draw(stain: str, mpp: float | None, *counted) -> dict:
+    """Overlay, fields and map of a slide; they only say why where it cannot be read."""
     try:
         with open_slide(INPUT[stain] or "absent", slide_id=SLIDE, stain=stain, mpp=mpp) as slide:
-            panel_mpp = overview_mpp(*slide.size_um)
-            fields = field_pictures(slide.read, nuclei, tumor, record)
-            return slide_overlay(slide.thumbnail(panel_mpp), panel_mpp, tumor, nuclei, record), fields
+            return index_pictures(slide, *counted)
     except SlideError:  # the stage that met it first has told
-        nuclei = nuclei.iloc[:0]
-        return slide_overlay(None, 1.0, tumor, nuclei, record), field_pictures(None, nuclei, tumor, record)
+        return index_pictures(None, *counted)
 
 
 with stage_log(snakemake.log[0], stage="index", name=SLIDE) as log:
     stages = {stage: storage.read_json(INPUT[stage]) for stage in STAGES}
     nuclei, tumor = storage.read_nuclei_parquet(INPUT.table), storage.read_tumor_zarr(INPUT.tumor_ki67, "ki67")
-    result = ki67_index(nuclei, tumor, cutoffs=CUTOFFS, names=NAMES, slide_id=SLIDE)
-    named = {"slide": SLIDE, "patient": PARAMS.patient, "references": PARAMS.references}
-    record = slide_record(result, stages=stages, versions=VERSIONS, **named)
+    result = ki67_index(nuclei, tumor, cutoffs=CUTOFFS, names=NAMES, certainty=SETTINGS["certainty"], slide_id=SLIDE)
+    named = {"slide": SLIDE, "patient": PARAMS.patient, "references": PARAMS.references, "versions": VERSIONS}
+    record = slide_record(result, stages=stages, **named)
     shown, checked = "ki67" if stages["check"]["stains"]["ki67"] else "he", stages["check"]["stains"]
     outlined = tumor if shown == "ki67" else storage.read_tumor_zarr(INPUT.tumor_he, "he")
-    pictures = draw(shown, checked[shown]["mpp"], outlined, nuclei, record)
-    for path, picture in zip((OUTPUT.overlay, OUTPUT.fields), pictures, strict=True):
-        storage.write_image_png(path, picture)
+    for name, picture in draw(shown, checked[shown]["mpp"], outlined, nuclei, result.local, record).items():
+        storage.write_image_png(OUTPUT[name], picture)
+    storage.write_hot_spots_geojson(OUTPUT.hot_spots, result.hot_spots, checked[shown]["mpp"], slide_id=SLIDE)
     storage.write_slide_zarr(OUTPUT.store, nuclei, tumor, record, MEASURES)
     storage.write_json(OUTPUT.index, record)
     log.note(f"{result.positive} positive of {result.total} nuclei, flags {', '.join(record['flags']) or 'none'}")
