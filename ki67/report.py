@@ -173,9 +173,7 @@ def slide_summary(record: Mapping[str, Any]) -> dict[str, Any]:
         **{name: record.get(name) for name in copied},
         "index_hot_spot": record.get("index_hot_spot"),
         "flags": list(record.get("flags") or ()),
-        "readers": {
-            name: value for name, value in record.items() if name.startswith(REFERENCE) and value is not None
-        },
+        "readers": {name: value for name, value in record.items() if name.startswith(REFERENCE) and value is not None},
     }
 
 
@@ -256,13 +254,17 @@ def _render(
         "versions": settings.versions,
         "title": settings.title,
     }
-    return _environment().get_template("report.html.jinja").render(
-        heading=heading,
-        style=style,
-        script=script,
-        policy=_policy(style, script),
-        data=json_for_script(to_plain(data)),
-        details=(json_for_script(to_plain(one)) for one in details),
+    return (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            heading=heading,
+            style=style,
+            script=script,
+            policy=_policy(style, script),
+            data=json_for_script(to_plain(data)),
+            details=(json_for_script(to_plain(one)) for one in details),
+        )
     )
 
 

@@ -1,0 +1,194 @@
+// The table of the cohort: sorted by any column, filtered by text, flags and category.
+
+const filters = { text: "", flags: new Set(), category: null, look: false };
+const sorting = { key: null, descending: false };
+let rows = [];
+let tableBody = null;
+let shownCount = null;
+
+function columns() {
+  const found = [
+    { key: "slide", label: "Slide", text: true, value: (slide) => slide.slide, cell: slideCell },
+    { key: "patient", label: "Patient", text: true, value: (slide) => slide.patient },
+    { key: "index", label: "Index", value: (slide) => shown(slide, "index"), cell: indexCell },
+    { key: "width", label: "95 % interval", value: intervalWidth, cell: intervalCell, title: "sorts by its width" },
+    { key: "category", label: "Category", value: categoryRank, cell: categoryCell },
+    { key: "total", label: "Nuclei", value: (slide) => shown(slide, "total"), words: count },
+    { key: "tumor_mm2", label: "Tumour, mm²", value: (slide) => slide.tumor_mm2, words: (value) => decimals(value, 1) },
+  ];
+  if (SLIDES.some((slide) => isNumber(slide.index_hot_spot))) {
+    found.push({ key: "index_hot_spot", label: "Hot spot", value: (slide) => shown(slide, "index_hot_spot"), words: (value) => percent(value) });
+  }
+  for (const reader of readers()) found.push({ key: reader.key, label: reader.name, value: reader.value, words: (value) => percent(value) });
+  found.push({ key: "flags", label: "Flags", value: (slide) => shownFlags(slide).length, cell: flagsCell, wide: true });
+  return found;
+}
+
+function slideCell(slide) {
+  return DATA.files
+    ? h("a", { class: "open", href: pageAddress(slide) }, slide.slide)
+    : button(slide.slide, () => openSlide(slide), { class: "open", "aria-haspopup": "dialog" });
+}
+
+function indexCell(slide) {
+  if (isHidden(slide)) return h("span", { class: "quiet" }, "hidden");
+  return isNumber(slide.index) ? h("strong", {}, percent(slide.index)) : h("span", { class: "quiet" }, "none");
+}
+
+function intervalWidth(slide) {
+  return isNumber(shown(slide, "index_low")) ? slide.index_high - slide.index_low : null;
+}
+
+function intervalCell(slide) {
+  if (!isNumber(shown(slide, "index_low"))) return null;
+  const words = `${(100 * slide.index_low).toFixed(1)}–${(100 * slide.index_high).toFixed(1)}`;
+  return h("span", { class: "interval-cell" }, intervalGlyph(slide, 92, 14, glyphScale), h("span", {}, words));
+}
+
+function categoryRank(slide) {
+  const category = categoryOf(slide);
+  const place = [...DATA.categories, "indeterminate"].indexOf(category);
+  return place < 0 ? null : place;
+}
+
+function categoryCell(slide) {
+  return h("span", { class: `category ${categoryClass(categoryOf(slide))}` }, categoryOf(slide));
+}
+
+function flagsCell(slide) {
+  const flags = shownFlags(slide);
+  return flags.map((flag) => h("span", { class: DATA.flags[flag].information ? "flag information" : "flag" }, DATA.flags[flag].words));
+}
+
+const glyphScale = Math.min(1, Math.max(0.4, Math.ceil(10 * Math.max(0, ...SLIDES.map((slide) => slide.index_high ?? slide.index ?? 0))) / 10));
+
+function tableSection() {
+  shownCount = h("p", { class: "quiet", role: "status" });
+  const search = h("input", { type: "search", id: "search", placeholder: "slide, patient, flag …", value: filters.text, autocomplete: "off", "aria-keyshortcuts": "/" });
+  search.addEventListener("input", debounced(() => { filters.text = search.value; applyFilters(); }, 60));
+  const all = columns();
+  tableBody = h("tbody", {});
+  rows = SLIDES.map((slide) => tableRow(slide, all));
+  const head = h("tr", {}, all.map((column) => headerCell(column)));
+  const table = h("table", { id: "slides", class: "slides" }, h("caption", { class: "unseen" }, "Slides of the cohort"), h("thead", {}, head), tableBody);
+  tableBody.addEventListener("click", (event) => {
+    const row = event.target.closest("tr");
+    if (row && !event.target.closest("a, button") && !String(getSelection())) openSlide(SLIDES[Number(row.dataset.number)]);
+  });
+  tableBody.addEventListener("keydown", walkRows);
+  const whole = h("section", { class: "card", "aria-labelledby": "slides-heading" },
+    h("div", { class: "card-head" }, h("h2", { id: "slides-heading" }, "Slides"), shownCount,
+      h("p", { class: "row search" }, h("label", { for: "search" }, "Filter"), search)),
+    flagFilter(),
+    h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of slides" }, table),
+  );
+  applySort(all);
+  applyFilters();
+  return whole;
+}
+
+function headerCell(column) {
+  const sorted = sorting.key === column.key;
+  const direction = sorted ? (sorting.descending ? "descending" : "ascending") : "none";
+  const sort = () => {
+    sorting.descending = sorting.key === column.key ? !sorting.descending : !column.text;
+    sorting.key = column.key;
+    changed({ keepFocus: `sort-${column.key}` });
+  };
+  return h("th", { scope: "col", "aria-sort": direction, class: column.text || column.wide ? "" : "number" },
+    button([column.label, h("span", { class: "arrow", "aria-hidden": "true" }, sorted ? (sorting.descending ? "▼" : "▲") : "")], sort, { id: `sort-${column.key}`, title: column.title }));
+}
+
+function tableRow(slide, all) {
+  const cells = all.map((column) => {
+    const content = column.cell ? column.cell(slide) : column.words ? column.words(column.value(slide)) : column.value(slide);
+    return h(column.key === "slide" ? "th" : "td", { scope: column.key === "slide" ? "row" : null, class: column.text || column.wide || column.cell === intervalCell ? null : "number" }, content);
+  });
+  return h("tr", { "data-number": slide.number, class: needsALook(slide) ? "look" : null }, cells);
+}
+
+function applySort(all) {
+  const column = all.find((one) => one.key === sorting.key);
+  const order = SLIDES.map((slide) => ({ number: slide.number, value: column ? column.value(slide) : slide.number }));
+  const way = sorting.descending ? -1 : 1;
+  const missing = (value) => value === null || value === undefined;
+  order.sort((a, b) => {
+    // What has no value, or may not be shown, stays at the end in the order of the sheet.
+    if (missing(a.value) || missing(b.value)) return Number(missing(a.value)) - Number(missing(b.value)) || a.number - b.number;
+    const difference = typeof a.value === "string" ? a.value.localeCompare(b.value, "en", { numeric: true }) : a.value - b.value;
+    return way * difference || a.number - b.number;
+  });
+  tableBody.replaceChildren(...order.map(({ number }) => rows[number]));
+}
+
+function flagFilter() {
+  const counts = new Map();
+  for (const slide of SLIDES) for (const flag of shownFlags(slide)) counts.set(flag, (counts.get(flag) ?? 0) + 1);
+  const toggle = (flag) => {
+    if (!filters.flags.delete(flag)) filters.flags.add(flag);
+    refresh();
+  };
+  const chip = (words, number, pressed, action, extra) => button([words, h("span", { class: "number" }, count(number))], action, { class: `chip ${extra ?? ""}`, "aria-pressed": String(pressed) });
+  const draw = () => {
+    const chips = [chip("to be looked at", SLIDES.filter(needsALook).length, filters.look, () => { filters.look = !filters.look; refresh(); })];
+    for (const [flag, { words, information }] of Object.entries(DATA.flags)) {
+      if (counts.has(flag)) chips.push(chip(words, counts.get(flag), filters.flags.has(flag), () => toggle(flag), information ? "information" : ""));
+    }
+    if (filters.flags.size || filters.look || filters.category) chips.push(button("Show all", clearFilters, { class: "link" }));
+    return chips;
+  };
+  const box = h("div", { class: "chips", role: "group", "aria-label": "Show only slides with these flags" }, draw());
+  const refresh = () => {
+    const place = [...box.children].indexOf(document.activeElement);
+    box.replaceChildren(...draw());
+    box.children[Math.min(place, box.children.length - 1)]?.focus();
+    applyFilters();
+  };
+  return Object.keys(DATA.flags).length || filters.category ? box : null;
+}
+
+function clearFilters() {
+  filters.flags.clear();
+  Object.assign(filters, { look: false, category: null, text: "" });
+  changed({ keepFocus: "search" });
+}
+
+function passes(slide) {
+  const flags = shownFlags(slide);
+  if (filters.look && !needsALook(slide)) return false;
+  if (filters.category && categoryOf(slide) !== filters.category) return false;
+  for (const flag of filters.flags) if (!flags.includes(flag)) return false;
+  const text = filters.text.trim().toLowerCase();
+  if (!text) return true;
+  const words = [slide.slide, slide.patient, ...flags.map((flag) => DATA.flags[flag].words), categoryOf(slide)];
+  return words.join("\n").toLowerCase().includes(text);
+}
+
+function applyFilters() {
+  let number = 0;
+  for (const slide of SLIDES) {
+    const pass = passes(slide);
+    rows[slide.number].hidden = !pass;
+    number += pass;
+  }
+  const among = filters.category ? `, ${filters.category} only` : "";
+  shownCount.textContent = number === SLIDES.length ? `${count(number)} slides` : `${count(number)} of ${count(SLIDES.length)} slides${among}`;
+}
+
+// Up and down go from slide to slide, without the other cells.
+function walkRows(event) {
+  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  if (!step) return;
+  const visible = [...tableBody.rows].filter((row) => !row.hidden);
+  const place = visible.indexOf(event.target.closest("tr"));
+  const next = visible[place + step];
+  if (next) {
+    next.querySelector(".open").focus();
+    event.preventDefault();
+  }
+}
+
+function visibleOrder() {
+  const visible = [...(tableBody?.rows ?? [])].filter((row) => !row.hidden).map((row) => SLIDES[Number(row.dataset.number)]);
+  return visible.length ? visible : SLIDES;
+}
