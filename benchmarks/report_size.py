@@ -3,7 +3,8 @@
     python -m benchmarks.report_size FOLDER [--slides 200] [--phantoms 3] [--seed 1]
 
 Results, flags and readers are drawn from the seed; pictures are those of a few drawn slides, taken in turn. Prints the
-bytes and the seconds. Slides above 300 go to pages of their own, as in the workflow. ``tests/browser/`` opens such reports.
+bytes and the seconds. Slides above 300 go to pages of their own, as in the workflow. ``tests/browser/`` opens such
+reports.
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ MESSAGES = {
     Flag.FOLD: "0.31 mm² of folds were left out of the tissue; look at the overlay",
     Flag.PEN_MARK: "pen covers 4 % of the tissue, which is left out",
     Flag.NO_HE: "the sample sheet gives no H&E slide, so the tumour is looked for on the Ki-67 slide",
-    Flag.REGISTRATION_DOUBTFUL: "18 of 44 places of the tissue were found where they should be; look at registration.png",
-    Flag.IN_SITU_COUNTED: "in situ carcinoma is not told from invasive and is counted if there is any; draw polygons of "
-    "the class Exclude around it and name their file in roi_ki67 or roi_he",
-    Flag.UNLIKE_TRAINING: "31 % of the nuclei are of a size or stain that the network was not trained on; look at the overlay",
+    Flag.REGISTRATION_DOUBTFUL: "18 of 44 places of the tissue were found where they should be; see there",
+    Flag.IN_SITU_COUNTED: "in situ carcinoma is not told from invasive and is counted if there is any; draw polygons "
+    "of the class Exclude around it and name their file in roi_ki67 or roi_he",
+    Flag.UNLIKE_TRAINING: "31 % of the nuclei are of a size or stain that the network was not trained on",
     Flag.FEWER_THAN_500_NUCLEI: "only 412 tumour nuclei were counted, fewer than 500; add tissue or read the interval",
     Flag.BLURRED_PART: "0.8 mm² are far less sharp than the rest of the slide and were left out",
 }
@@ -114,7 +115,8 @@ def drawn_hot_spots(nuclei: pd.DataFrame) -> dict[str, Any]:
 def drawn_records(count: int, *, seed: int = 1) -> list[dict[str, Any]]:
     """Records of slides as ``ki67.json`` holds them, drawn from a seed: some without an index, most with readers."""
     rng = np.random.default_rng(seed)
-    return [to_plain(drawn_record(rng, number)) for number in range(1, count + 1)]
+    software = versions(("numpy", "geopandas"))
+    return [to_plain(drawn_record(rng, number) | {"versions": software}) for number in range(1, count + 1)]
 
 
 def drawn_record(rng: np.random.Generator, number: int) -> dict[str, Any]:
@@ -126,10 +128,10 @@ def drawn_record(rng: np.random.Generator, number: int) -> dict[str, Any]:
     index = positive / total if total else math.nan
     low, high = wilson_interval(positive, total)
     half = 1.9 * (high - low) / 2 + 0.008
-    block = (max(0.0, index - half), min(1.0, index + half))
+    block = (np.maximum(0.0, index - half), np.minimum(1.0, index + half))
     flags = [flag for flag in Flag if flag in MESSAGES and rng.random() < CHANCES[flag]] if scored else [Flag.NO_TUMOR]
     words = MESSAGES | {Flag.NO_TUMOR: "no tumour was found, so there is no index; see whether the overlay shows any"}
-    hot = min(1.0, index + abs(rng.normal(0.06, 0.05)))
+    hot = np.minimum(1.0, index + abs(rng.normal(0.06, 0.05)))
     category = category_of(index)
     return {
         "slide": slide,
@@ -152,7 +154,7 @@ def drawn_record(rng: np.random.Generator, number: int) -> dict[str, Any]:
         "index_global_weighted": index * 0.99,
         "index_hot_spot": hot,
         "hot_spot_gap": hot - index,
-        "index_area": min(1.0, index * 1.08),
+        "index_area": np.minimum(1.0, index * 1.08),
         **{f"p_above_{at}": float(np.clip(0.5 + (index - at / 100) / (2 * half), 0, 1)) for at in (5, 10, 14, 20, 30)},
         "flags": [flag.value for flag in flags],
         "findings": [{"flag": flag.value, "message": f"{slide}: {words[flag]}", "stain": "ki67"} for flag in flags],
@@ -162,7 +164,6 @@ def drawn_record(rng: np.random.Generator, number: int) -> dict[str, Any]:
         "models": {
             "nuclei": {"method": "unet_resnet34", "name": "nuclei", "sha256": "648a82fd" * 8, "precision": "int8"}
         },
-        "versions": versions(("numpy", "geopandas")),
         "seconds": {"check": 1.9, "tumor": 46.6, "register": 12.1, "transfer": 2.2, "nuclei": 71.2},
     }
 
@@ -195,10 +196,8 @@ def main() -> None:
     files = [report, *report.with_name(PAGES_FOLDER).glob("*.html")]
     largest = max(path.stat().st_size for path in files)
     total = sum(path.stat().st_size for path in files)
-    print(
-        f"{options.slides} slides: {report.name} {report.stat().st_size / 1e6:.1f} MB, largest file {largest / 1e6:.1f} MB,"
-    )
-    print(f"{len(files)} files {total / 1e6:.1f} MB, written in {seconds:.1f} s")
+    print(f"{options.slides} slides: {report.name} {report.stat().st_size / 1e6:.1f} MB, written in {seconds:.1f} s")
+    print(f"{len(files)} files, {total / 1e6:.1f} MB in all, the largest {largest / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

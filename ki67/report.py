@@ -32,7 +32,7 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # Flags that say something about how high the index is; a blind reader does not see them.
 REVEALING = frozenset({"hot_spot_driven", "weak_dab"})
 
-# What the page of a slide lists: heading, then key of ki67.json, words and kind of value.
+# What the page of a slide lists: heading, then key of ki67.json (or two), words and kind of value.
 MEASURES: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
     (
         "All tumour nuclei",
@@ -59,11 +59,9 @@ MEASURES: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
     (
         "Uncertainty",
         (
-            ("index_low", "95 % interval from", "percent"),
-            ("index_high", "to", "percent"),
+            ("index_low index_high", "95 % interval", "range"),
             ("interval", "Kind of interval", "interval"),
-            ("wilson_low", "Wilson interval from", "percent"),
-            ("wilson_high", "to", "percent"),
+            ("wilson_low wilson_high", "Wilson 95 % interval", "range"),
             ("category", "Category", "text"),
             ("point_category", "Category of the index itself", "text"),
         ),
@@ -116,8 +114,8 @@ def report_html(
     records
         Records of the slides as ``ki67.json`` holds them.
     pages
-        What the page shows of each slide (``ki67.report_pictures.slide_page``), in the order of the records; None leaves
-        that to pages of their own, to which this one refers.
+        What the page shows of each slide (``ki67.report_pictures.slide_page``), in the order of the records; None
+        leaves that to pages of their own, to which this one refers.
     settings
         What all pages share.
     """
@@ -187,7 +185,7 @@ def slide_details(record: Mapping[str, Any], page: Mapping[str, Any]) -> dict[st
         "registration_error_um": registration.get("estimated_error_um"),
     }
     return {
-        "measures": {key: known.get(key) for _, rows in MEASURES for key, _, _ in rows},
+        "measures": {key: known.get(key) for _, rows in MEASURES for keys, _, _ in rows for key in keys.split()},
         "findings": [
             {"flag": finding["flag"], "message": finding["message"]} for finding in record.get("findings") or ()
         ],
@@ -211,7 +209,7 @@ def flag_words(flag: str) -> str:
 
 
 def json_for_script(value: Any) -> str:
-    """JSON that can stand in a ``script`` element: no character of it begins a tag, an entity or a line of its own.
+    r"""JSON that can stand in a ``script`` element: no character of it begins a tag, an entity or a line of its own.
 
     >>> json_for_script({"id": "</script>&"})
     '{"id":"\\\\u003c/script\\\\u003e\\\\u0026"}'
@@ -299,8 +297,7 @@ def _cohort_key(records: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _flags_of(slides: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Words of the flags that some slides have, in the order of the enum; whether they only inform, or give the index
-    away."""
+    """Of the flags that some slides have: words, whether they only inform, whether they give the index away."""
     from ki67.figures import INFORMATION
 
     raised = {flag for slide in slides for flag in slide["flags"]}

@@ -173,7 +173,7 @@ def geojson_polygons(collection: Mapping[str, Any] | None, mpp: float | None) ->
 
 
 def polygons_path(polygons: Sequence[Any], mpp: float) -> str:
-    """Polygons in microns as one path over a picture of ``mpp``, simplified by a pixel of it or, if it is long, more."""
+    """Polygons in microns as one path over a picture of ``mpp``, simplified by about a pixel, or more if it is long."""
     import shapely
 
     tolerance = TOLERANCE_PX * mpp

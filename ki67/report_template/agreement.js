@@ -71,7 +71,7 @@ function bias(pairs) {
 function agreementMeasures(reader, pairs, spread) {
   const known = !state.blind && reader.key.startsWith("sheet:") && (DATA.agreement.pairs ?? []).find((pair) => pair.first === "index" && pair.second === reader.column);
   if (known) return [measureTable(known.measures, `${known.n} slides, with 95 % intervals`), otherAgreement(reader)];
-  const near = (points) => pairs.filter(({ slide, reader: value }) => Math.abs(slide.index - value) <= points + 1e-12).length / pairs.length;
+  const near = (most) => pairs.filter(({ slide, reader: value }) => Math.abs(slide.index - value) <= most + 1e-12).length / pairs.length;
   const measures = { bias: { value: spread.bias }, limit_low: { value: spread.low }, limit_high: { value: spread.high }, within_1_point: { value: near(0.01) }, within_5_points: { value: near(0.05) } };
   return measureTable(measures, `${pairs.length} slides`);
 }

@@ -54,6 +54,7 @@ const SOURCES = { he: "the H&E, carried over", ki67: "the Ki-67 slide itself", r
 
 const IN_WORDS = {
   percent: (value) => percent(value),
+  range: (low, high) => `${percent(low).replace(" %", "")} to ${percent(high)}`,
   points: (value) => points(value),
   count: (value) => count(value),
   mm2: (value) => (isNumber(value) ? `${value.toFixed(2)} mm²` : "–"),

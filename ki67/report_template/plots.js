@@ -165,7 +165,8 @@ function scatterPlot(frame, size, pairs, name) {
 // Differences against means (Bland & Altman 1986), with bias and limits of agreement.
 function differencePlot(frame, size, pairs, name, spread) {
   const differences = pairs.map(({ slide, reader }) => 100 * (slide.index - reader));
-  const reach = 5 * Math.ceil((1.1 * Math.max(...differences.map(Math.abs), Math.abs(100 * spread.low), Math.abs(100 * spread.high), 4)) / 5);
+  const drawn = [...differences, 100 * spread.low, 100 * spread.high, 4].filter(isNumber).map(Math.abs);
+  const reach = 5 * Math.ceil((1.1 * Math.max(...drawn)) / 5);
   const most = Math.min(100, 5 * Math.ceil((103 * Math.max(...pairs.map(({ slide, reader }) => (slide.index + reader) / 2), 0.28)) / 5));
   const { root, inner } = plotArea(size, size, { left: 40, right: 12, top: 30, bottom: 42 }, `Bland-Altman plot of the index and ${name}: bias ${points(spread.bias)}, limits of agreement ${points(spread.low)} to ${points(spread.high)}`);
   const x = linear(0, most, inner.left, inner.right);
@@ -173,7 +174,7 @@ function differencePlot(frame, size, pairs, name, spread) {
   axisLeft(root, inner, y, ticks(-reach, reach, 8), "index − reader, points");
   axisBottom(root, inner, x, ticks(0, most, 6), "mean of both, %");
   root.append(svg("line", { x1: inner.left, x2: inner.right, y1: y(0), y2: y(0), class: "identity" }));
-  for (const [value, words, below] of [[spread.bias, "bias", false], [spread.high, "upper limit", false], [spread.low, "lower limit", true]]) {
+  for (const [value, words, below] of [[spread.bias, "bias", spread.bias < 0], [spread.high, "upper limit", false], [spread.low, "lower limit", true]]) {
     if (!isNumber(value)) continue;
     root.append(
       svg("line", { x1: inner.left, x2: inner.right, y1: y(100 * value), y2: y(100 * value), class: words === "bias" ? "bias" : "limit" }),

@@ -43,14 +43,14 @@ function countScores() {
 function blindBanner() {
   if (!state.blind) return null;
   const whole = DATA.view === "cohort";
-  const left = SLIDES.filter(isHidden);
+  const left = whole ? SLIDES.find(isHidden) : null;
   return h(
     "section",
     { class: "banner", "aria-label": "Blind mode" },
     h("strong", {}, "Blind mode"),
     h("span", {}, `Reader: ${readerName(state.reader)}`),
     whole && h("span", {}, `${countScores()} of ${SLIDES.length} slides scored`),
-    whole && left.length > 0 && button("Next slide to score", () => openSlide(left[0]), { class: "primary" }),
+    left && button("Next slide to score", () => openSlide(left), { class: "primary" }),
     button("Save scores (CSV)", saveScores, { disabled: ![...state.scores.values()].some((bySlide) => bySlide.size) }),
     button("Change reader", askReader),
     button("Leave blind mode", askToLeave),
@@ -162,5 +162,16 @@ function ownScore(slide) {
     );
   };
   const difference = isNumber(slide.index) ? `, index ${points(slide.index - score)} from it` : "";
-  return h("p", { class: "own" }, `${readerName(state.reader)}: `, h("strong", {}, percent(score)), difference, " ", button("Delete score", remove, { class: "link" }));
+  const next = nextToScore(slide);
+  return [
+    h("p", {}, `${readerName(state.reader)}: `, h("strong", {}, percent(score)), difference, " ", button("Delete score", remove, { class: "link" })),
+    next && h("p", {}, button("Next slide to score", () => openSlide(next), { class: "primary" })),
+  ];
+}
+
+// The first slide below this one that is not scored yet, else the first of all.
+function nextToScore(slide) {
+  if (DATA.view !== "cohort") return null;
+  const order = visibleOrder();
+  return order.slice(order.indexOf(slide) + 1).find(isHidden) ?? order.find(isHidden) ?? null;
 }

@@ -13,8 +13,9 @@ function slideView(slide, details) {
   const fields = [...page.fields].map((field, number) => ({ ...field, square: page.overview?.fields[number] })).sort((a, b) => a.y_mm - b.y_mm || a.x_mm - b.x_mm);
   return h("div", { class: "slide" },
     h("div", { class: "pictures" },
-      overviewFigure(slide, page, fields, hidden),
-      h("div", { class: "pair" }, heatmapFigure(page, hidden), registrationFigure(page)),
+      h("div", { class: "whole-slide" },
+        overviewFigure(slide, page, fields, hidden),
+        h("div", { class: "beside" }, heatmapFigure(page, hidden), registrationFigure(page))),
       fieldsSection(page, fields, hidden),
     ),
     h("div", { class: "facts" },
@@ -47,8 +48,9 @@ function picturePart(picture, words) {
 }
 
 function pictureFrame(picture, words, ...parts) {
-  const size = `${UNITS * picture.width} ${UNITS * picture.height}`;
-  return svg("svg", { viewBox: `0 0 ${size}`, role: "img", "aria-label": words, class: "picture" }, picturePart(picture, words), parts);
+  // Larger than any screen, so that the style sheet alone decides how large it is.
+  const [width, height] = [UNITS * picture.width, UNITS * picture.height];
+  return svg("svg", { viewBox: `0 0 ${width} ${height}`, width: 4 * width, height: 4 * height, role: "img", "aria-label": words, class: "picture" }, picturePart(picture, words), parts);
 }
 
 function cased(path, kind) {
@@ -171,11 +173,12 @@ function withoutId(message, slide) {
 function measuresSection(details) {
   return h("section", {}, h("h3", {}, "All measures"),
     DATA.measures.map(([heading, list]) => {
-      const known = list.filter(([key]) => details.measures[key] !== null && details.measures[key] !== undefined);
+      const values = (keys) => keys.split(" ").map((key) => details.measures[key] ?? null);
+      const known = list.filter(([keys]) => values(keys).some((value) => value !== null));
       if (!known.length) return null;
-      return h("table", { class: "pairs" }, h("caption", {}, heading), h("tbody", {}, known.map(([key, words, kind]) => {
-        const value = details.measures[key];
-        return h("tr", {}, h("th", { scope: "row" }, words), kind === "probability" ? h("td", {}, probabilityBar(value)) : h("td", {}, IN_WORDS[kind](value)));
+      return h("table", { class: "pairs" }, h("caption", {}, heading), h("tbody", {}, known.map(([keys, words, kind]) => {
+        const [value, end] = values(keys);
+        return h("tr", {}, h("th", { scope: "row" }, words), kind === "probability" ? h("td", {}, probabilityBar(value)) : h("td", {}, IN_WORDS[kind](value, end)));
       })));
     }));
 }

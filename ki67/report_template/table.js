@@ -11,8 +11,8 @@ function columns() {
     { key: "slide", label: "Slide", text: true, value: (slide) => slide.slide, cell: slideCell },
     { key: "patient", label: "Patient", text: true, value: (slide) => slide.patient },
     { key: "index", label: "Index", value: (slide) => shown(slide, "index"), cell: indexCell },
-    { key: "width", label: "95 % interval", value: intervalWidth, cell: intervalCell, title: "sorts by its width" },
-    { key: "category", label: "Category", value: categoryRank, cell: categoryCell },
+    { key: "width", label: "95 % interval", text: true, value: intervalWidth, cell: intervalCell, title: "sorts by its width" },
+    { key: "category", label: "Category", text: true, value: categoryRank, cell: categoryCell },
     { key: "total", label: "Nuclei", value: (slide) => shown(slide, "total"), words: count },
     { key: "tumor_mm2", label: "Tumour, mm²", value: (slide) => slide.tumor_mm2, words: (value) => decimals(value, 1) },
   ];
@@ -20,7 +20,7 @@ function columns() {
     found.push({ key: "index_hot_spot", label: "Hot spot", value: (slide) => shown(slide, "index_hot_spot"), words: (value) => percent(value) });
   }
   for (const reader of readers()) found.push({ key: reader.key, label: reader.name, value: reader.value, words: (value) => percent(value) });
-  found.push({ key: "flags", label: "Flags", value: (slide) => shownFlags(slide).length, cell: flagsCell, wide: true });
+  found.push({ key: "flags", label: "Flags", value: (slide) => shownFlags(slide).length, text: true, cell: flagsCell });
   return found;
 }
 
@@ -36,13 +36,13 @@ function indexCell(slide) {
 }
 
 function intervalWidth(slide) {
-  return isNumber(shown(slide, "index_low")) ? slide.index_high - slide.index_low : null;
+  return isNumber(shown(slide, "index")) && isNumber(slide.index_low) ? slide.index_high - slide.index_low : null;
 }
 
 function intervalCell(slide) {
-  if (!isNumber(shown(slide, "index_low"))) return null;
+  if (intervalWidth(slide) === null) return null;
   const words = `${(100 * slide.index_low).toFixed(1)}–${(100 * slide.index_high).toFixed(1)}`;
-  return h("span", { class: "interval-cell" }, intervalGlyph(slide, 92, 14, glyphScale), h("span", {}, words));
+  return h("span", { class: "interval-cell" }, intervalGlyph(slide, 120, 14, glyphScale), h("span", {}, words));
 }
 
 function categoryRank(slide) {
@@ -55,12 +55,14 @@ function categoryCell(slide) {
   return h("span", { class: `category ${categoryClass(categoryOf(slide))}` }, categoryOf(slide));
 }
 
+// What asks for a look comes first, as the cell shows one line.
 function flagsCell(slide) {
-  const flags = shownFlags(slide);
-  return flags.map((flag) => h("span", { class: DATA.flags[flag].information ? "flag information" : "flag" }, DATA.flags[flag].words));
+  const flags = shownFlags(slide).map((flag) => DATA.flags[flag]).sort((a, b) => a.information - b.information);
+  const title = flags.map(({ words }) => words).join(", ");
+  return h("div", { class: "flags", title }, flags.map(({ words, information }) => h("span", { class: information ? "flag information" : "flag" }, words)));
 }
 
-const glyphScale = Math.min(1, Math.max(0.4, Math.ceil(10 * Math.max(0, ...SLIDES.map((slide) => slide.index_high ?? slide.index ?? 0))) / 10));
+const glyphScale = Math.min(1, Math.max(0.4, Math.ceil(10 * Math.max(0, ...SLIDES.map((slide) => (isNumber(slide.index) ? slide.index_high ?? slide.index : 0)))) / 10));
 
 function tableSection() {
   shownCount = h("p", { class: "quiet", role: "status" });
@@ -69,7 +71,11 @@ function tableSection() {
   const all = columns();
   tableBody = h("tbody", {});
   rows = SLIDES.map((slide) => tableRow(slide, all));
-  const head = h("tr", {}, all.map((column) => headerCell(column)));
+  const head = h("tr", {});
+  const sort = () => {
+    head.replaceChildren(...all.map((column) => headerCell(column, sort)));
+    applySort(all);
+  };
   const table = h("table", { id: "slides", class: "slides" }, h("caption", { class: "unseen" }, "Slides of the cohort"), h("thead", {}, head), tableBody);
   tableBody.addEventListener("click", (event) => {
     const row = event.target.closest("tr");
@@ -82,27 +88,28 @@ function tableSection() {
     flagFilter(),
     h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of slides" }, table),
   );
-  applySort(all);
+  sort();
   applyFilters();
   return whole;
 }
 
-function headerCell(column) {
+function headerCell(column, sort) {
   const sorted = sorting.key === column.key;
   const direction = sorted ? (sorting.descending ? "descending" : "ascending") : "none";
-  const sort = () => {
-    sorting.descending = sorting.key === column.key ? !sorting.descending : !column.text;
+  const choose = () => {
+    sorting.descending = sorted ? !sorting.descending : !column.text;
     sorting.key = column.key;
-    changed({ keepFocus: `sort-${column.key}` });
+    sort();
+    document.getElementById(`sort-${column.key}`).focus();
   };
-  return h("th", { scope: "col", "aria-sort": direction, class: column.text || column.wide ? "" : "number" },
-    button([column.label, h("span", { class: "arrow", "aria-hidden": "true" }, sorted ? (sorting.descending ? "▼" : "▲") : "")], sort, { id: `sort-${column.key}`, title: column.title }));
+  return h("th", { scope: "col", "aria-sort": direction, class: column.text ? null : "number" },
+    button([column.label, h("span", { class: "arrow", "aria-hidden": "true" }, sorted ? (sorting.descending ? "▼" : "▲") : "")], choose, { id: `sort-${column.key}`, title: column.title }));
 }
 
 function tableRow(slide, all) {
   const cells = all.map((column) => {
     const content = column.cell ? column.cell(slide) : column.words ? column.words(column.value(slide)) : column.value(slide);
-    return h(column.key === "slide" ? "th" : "td", { scope: column.key === "slide" ? "row" : null, class: column.text || column.wide || column.cell === intervalCell ? null : "number" }, content);
+    return h(column.key === "slide" ? "th" : "td", { scope: column.key === "slide" ? "row" : null, class: column.text ? null : "number" }, content);
   });
   return h("tr", { "data-number": slide.number, class: needsALook(slide) ? "look" : null }, cells);
 }
