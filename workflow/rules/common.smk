@@ -11,6 +11,7 @@ from snakemake.exceptions import WorkflowError
 
 from ki67.errors import ConfigError
 from ki67.provenance import code_digest
+from ki67.report import MOST_SLIDES_IN_ONE_FILE, PAGES_FOLDER, template_digest
 from ki67.sheet import (
     SlideRow,
     check_settings,
@@ -306,7 +307,19 @@ def tumor_models(folder: str) -> list[str]:
 def cohort_files(wildcards) -> list[str]:
     if not SLIDES:
         raise WorkflowError(f"{SHEET_NAME} lists no slide yet; add a row for each (see config/README.md)")
-    return [f"results/cohort/{name}" for name in ("cohort.csv", "patients.csv", "cohort.zarr", "overview.png")]
+    names = ("cohort.csv", "patients.csv", "cohort.zarr", "overview.png", "report.html")
+    return [f"results/cohort/{name}" for name in names]
+
+
+def outputs_named(rule, name: str) -> list[str]:
+    """The output of a rule with this file name; none where the rule has no such output."""
+    return [path for path in rule.output if Path(path).name == name]
+
+
+def slide_pages_folder() -> dict:
+    """Where the pages of the slides go, if there are too many for one file."""
+    paged = len(SLIDES) > MOST_SLIDES_IN_ONE_FILE
+    return {"pages": directory(f"results/cohort/{PAGES_FOLDER}")} if paged else {}
 
 
 wildcard_constraints:
