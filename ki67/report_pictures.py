@@ -300,6 +300,6 @@ def _edge_path(tumor: list[Any], corner: NDArray[np.float64], mpp: float) -> str
     if not tumor:
         return ""
     square = shapely.box(*corner, *(corner + FIELD_UM))
-    edges = shapely.intersection(shapely.boundary(tumor), square)
+    edges = shapely.line_merge(shapely.intersection(shapely.boundary(tumor), square))
     lines = (line for edge in edges for line in shapely.get_parts(edge) if line.geom_type == "LineString")
     return "".join(ring_path((shapely.get_coordinates(line) - corner) / mpp, closed=False) for line in lines)

@@ -15,8 +15,8 @@ function slideView(slide, details) {
     h("div", { class: "pictures" },
       h("div", { class: "whole-slide" },
         overviewFigure(slide, page, fields, hidden),
-        h("div", { class: "beside" }, heatmapFigure(page, hidden), registrationFigure(page))),
-      fieldsSection(page, fields, hidden),
+        h("div", { class: "beside" }, heatmapFigure(slide, page, hidden), registrationFigure(slide, page))),
+      fieldsSection(slide, page, fields, hidden),
     ),
     h("div", { class: "facts" },
       h("section", { class: "result", id: "result", tabindex: -1, "aria-label": "Result" }, hidden ? scoreForm(slide) : result(slide, details)),
@@ -66,8 +66,8 @@ function scaleBar(bar, picture) {
     svg("rect", { x, y: y - 2, width: bar.length, height: 7, class: "bar" }));
 }
 
-function absent(words) {
-  return h("p", { class: "absent" }, words ?? "no picture");
+function absent(words, slide) {
+  return h("p", { class: "absent" }, withoutId(words ?? "no picture", slide));
 }
 
 function layerSwitch(figure, layer, words) {
@@ -91,7 +91,7 @@ function largeSwitch(figure) {
 
 function overviewFigure(slide, page, fields, hidden) {
   const found = page.overview;
-  if (!found) return h("figure", {}, h("figcaption", {}, "Slide"), absent(page.absent.overview));
+  if (!found) return h("figure", {}, h("figcaption", {}, "Slide"), absent(page.absent.overview, slide));
   const figure = h("figure", { class: "overview" });
   const squares = fields.map(({ square: [x, y, side] }, number) => svg("g", { class: "square" },
     svg("rect", { x, y, width: side, height: side, class: "case" }), svg("rect", { x, y, width: side, height: side }),
@@ -110,26 +110,26 @@ function overviewFigure(slide, page, fields, hidden) {
   return figure;
 }
 
-function heatmapFigure(page, hidden) {
+function heatmapFigure(slide, page, hidden) {
   const figure = h("figure", {});
-  const content = hidden ? absent("hidden until you have scored this slide") : page.local_index ? pictureFrame(page.local_index, "Heatmap of the local index with the outlines of hot spots") : absent(page.absent.local_index);
+  const content = hidden ? absent("hidden until you have scored this slide", slide) : page.local_index ? pictureFrame(page.local_index, "Heatmap of the local index with the outlines of hot spots") : absent(page.absent.local_index, slide);
   figure.append(h("figcaption", {}, h("span", {}, "Local index and hot spots"), !hidden && page.local_index ? largeSwitch(figure) : null), content);
   return figure;
 }
 
-function registrationFigure(page) {
+function registrationFigure(slide, page) {
   const found = page.registration;
   const figure = h("figure", {});
   figure.append(
     h("figcaption", {}, h("span", {}, "Registration"), found ? largeSwitch(figure) : null),
-    found ? pictureFrame(found.picture, "H&E in magenta and Ki-67 in green, on top of each other") : absent(page.absent.registration),
+    found ? pictureFrame(found.picture, "H&E in magenta and Ki-67 in green, on top of each other") : absent(page.absent.registration, slide),
     h("p", { class: "quiet" }, found ? `H&E magenta, Ki-67 green, both gray. ${found.reason}` : ""),
   );
   return figure;
 }
 
-function fieldsSection(page, fields, hidden) {
-  if (!fields.length) return h("section", {}, h("h3", {}, "Fields"), absent(page.absent.fields));
+function fieldsSection(slide, page, fields, hidden) {
+  if (!fields.length) return h("section", {}, h("h3", {}, "Fields"), absent(page.absent.fields, slide));
   const group = h("section", { class: "fields", "aria-labelledby": "fields-heading" });
   const marks = hidden ? null : layerSwitch(group, "marks", "mark nuclei (M)");
   if (marks) marks.firstChild.id = "marks";
