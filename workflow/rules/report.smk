@@ -1,6 +1,3 @@
-# The index and cohort stages may leave files that the report shows where they are there.
-
-
 rule page:
     input:
         check="results/{slide}/check.json",
@@ -10,6 +7,7 @@ rule page:
         tumor_he="results/{slide}/tumor_he.geojson",
         tumor_ki67="results/{slide}/tumor_ki67.geojson",
         nuclei="results/{slide}/nuclei.parquet",
+        # What the index stage leaves besides is shown where there is any.
         index="results/{slide}/ki67.json",
         ki67=slide_file("ki67"),
         local_index=outputs_named(rules.index, "local_index.png"),
