@@ -167,10 +167,10 @@ function askDialog(heading, ...content) {
 }
 
 slideDialog.addEventListener("close", () => {
-  const row = openedSlide && rows[openedSlide.number];
+  const row = openedSlide && rows.get(openedSlide);
   openedSlide = null;
   slideDialog.replaceChildren();
-  row?.querySelector(".open").focus();
+  if (row?.isConnected) row.querySelector(".open").focus();
 });
 
 slideDialog.addEventListener("click", (event) => {

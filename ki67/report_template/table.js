@@ -2,7 +2,11 @@
 
 const filters = { text: "", flags: new Set(), category: null, look: false };
 const sorting = { key: null, descending: false };
-let rows = [];
+const ROWS_AT_ONCE = 300; // more follow when the table is scrolled to its end
+let tableColumns = [];
+let rows = new Map();
+let sortedSlides = [];
+let listed = []; // slides that pass the filters, in the order of the table
 let tableBody = null;
 let shownCount = null;
 
@@ -68,13 +72,14 @@ function tableSection() {
   shownCount = h("p", { class: "quiet", role: "status" });
   const search = h("input", { type: "search", id: "search", placeholder: "slide, patient, flag …", value: filters.text, autocomplete: "off", "aria-keyshortcuts": "/" });
   search.addEventListener("input", debounced(() => { filters.text = search.value; applyFilters(); }, 60));
-  const all = columns();
+  tableColumns = columns();
   tableBody = h("tbody", {});
-  rows = SLIDES.map((slide) => tableRow(slide, all));
+  rows = new Map();
   const head = h("tr", {});
   const sort = () => {
-    head.replaceChildren(...all.map((column) => headerCell(column, sort)));
-    applySort(all);
+    head.replaceChildren(...tableColumns.map((column) => headerCell(column, sort)));
+    applySort();
+    applyFilters();
   };
   const table = h("table", { id: "slides", class: "slides" }, h("caption", { class: "unseen" }, "Slides of the cohort"), h("thead", {}, head), tableBody);
   tableBody.addEventListener("click", (event) => {
@@ -86,10 +91,12 @@ function tableSection() {
     h("div", { class: "card-head" }, h("h2", { id: "slides-heading" }, "Slides"), shownCount,
       h("p", { class: "row search" }, h("label", { for: "search" }, "Filter"), search)),
     flagFilter(),
-    h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of slides" }, table),
+    h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of slides", onscroll: (event) => {
+      const box = event.target;
+      if (box.scrollTop + 2 * box.clientHeight > box.scrollHeight) listMore();
+    } }, table),
   );
   sort();
-  applyFilters();
   return whole;
 }
 
@@ -106,26 +113,26 @@ function headerCell(column, sort) {
     button([column.label, h("span", { class: "arrow", "aria-hidden": "true" }, sorted ? (sorting.descending ? "▼" : "▲") : "")], choose, { id: `sort-${column.key}`, title: column.title }));
 }
 
-function tableRow(slide, all) {
-  const cells = all.map((column) => {
+function tableRow(slide) {
+  const cells = tableColumns.map((column) => {
     const content = column.cell ? column.cell(slide) : column.words ? column.words(column.value(slide)) : column.value(slide);
     return h(column.key === "slide" ? "th" : "td", { scope: column.key === "slide" ? "row" : null, class: column.text ? null : "number" }, content);
   });
   return h("tr", { "data-number": slide.number, class: needsALook(slide) ? "look" : null }, cells);
 }
 
-function applySort(all) {
-  const column = all.find((one) => one.key === sorting.key);
-  const order = SLIDES.map((slide) => ({ number: slide.number, value: column ? column.value(slide) : slide.number }));
+function applySort() {
+  const column = tableColumns.find((one) => one.key === sorting.key);
+  const order = SLIDES.map((slide) => ({ slide, value: column ? column.value(slide) : slide.number }));
   const way = sorting.descending ? -1 : 1;
   const missing = (value) => value === null || value === undefined;
   order.sort((a, b) => {
     // What has no value, or may not be shown, stays at the end in the order of the sheet.
-    if (missing(a.value) || missing(b.value)) return Number(missing(a.value)) - Number(missing(b.value)) || a.number - b.number;
+    if (missing(a.value) || missing(b.value)) return Number(missing(a.value)) - Number(missing(b.value)) || a.slide.number - b.slide.number;
     const difference = typeof a.value === "string" ? a.value.localeCompare(b.value, "en", { numeric: true }) : a.value - b.value;
-    return way * difference || a.number - b.number;
+    return way * difference || a.slide.number - b.slide.number;
   });
-  tableBody.replaceChildren(...order.map(({ number }) => rows[number]));
+  sortedSlides = order.map(({ slide }) => slide);
 }
 
 function flagFilter() {
@@ -172,23 +179,28 @@ function passes(slide) {
 }
 
 function applyFilters() {
-  let number = 0;
-  for (const slide of SLIDES) {
-    const pass = passes(slide);
-    rows[slide.number].hidden = !pass;
-    number += pass;
-  }
+  listed = sortedSlides.filter(passes);
+  tableBody.replaceChildren();
+  listMore();
   const among = filters.category ? `, ${filters.category} only` : "";
-  shownCount.textContent = number === SLIDES.length ? `${count(number)} slides` : `${count(number)} of ${count(SLIDES.length)} slides${among}`;
+  shownCount.textContent = listed.length === SLIDES.length ? `${count(listed.length)} slides` : `${count(listed.length)} of ${count(SLIDES.length)} slides${among}`;
 }
+
+function listMore(number = ROWS_AT_ONCE) {
+  const next = listed.slice(tableBody.rows.length, tableBody.rows.length + number);
+  for (const slide of next) if (!rows.has(slide)) rows.set(slide, tableRow(slide));
+  tableBody.append(...next.map((slide) => rows.get(slide)));
+}
+
+addEventListener("beforeprint", () => tableBody && listMore(listed.length));
 
 // Up and down go from slide to slide, without the other cells.
 function walkRows(event) {
   const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
   if (!step) return;
-  const visible = [...tableBody.rows].filter((row) => !row.hidden);
-  const place = visible.indexOf(event.target.closest("tr"));
-  const next = visible[place + step];
+  const place = event.target.closest("tr").sectionRowIndex + step;
+  if (place >= tableBody.rows.length) listMore();
+  const next = tableBody.rows[place];
   if (next) {
     next.querySelector(".open").focus();
     event.preventDefault();
@@ -196,6 +208,5 @@ function walkRows(event) {
 }
 
 function visibleOrder() {
-  const visible = [...(tableBody?.rows ?? [])].filter((row) => !row.hidden).map((row) => SLIDES[Number(row.dataset.number)]);
-  return visible.length ? visible : SLIDES;
+  return listed.length ? listed : SLIDES;
 }

@@ -78,9 +78,7 @@ class Page:
 
     def ids(self) -> list[str]:
         """The slides that the table shows, from top to bottom."""
-        return self.script(
-            "[...document.querySelectorAll('#slides tbody tr:not([hidden]) th')].map((one) => one.innerText)"
-        )
+        return self.script("[...document.querySelectorAll('#slides tbody th')].map((one) => one.innerText)")
 
     def saved(self) -> str:
         """The file of scores, when it is there."""
@@ -273,7 +271,7 @@ def test_scores_are_checked_shown_kept_and_saved_for_the_sheet(browser: Callable
     assert page.one("#slide-heading").text.startswith("S0002")
     page.press("40", Keys.ENTER)
     page.press(Keys.ESCAPE)
-    page.driver.refresh()
+    page.open(cohort)
     assert "2 of 200 slides scored" in page.one(".banner").text
     page.click("Change reader")
     page.one("#reader-name").send_keys("two words", Keys.ENTER)
@@ -321,7 +319,7 @@ def test_text_stands_out_and_nothing_is_cut_off(
     assert page.script("document.documentElement.dataset.theme") == ("light" if dark else "dark")
     page.one("#palette").send_keys("colour")
     assert page.script("getComputedStyle(document.documentElement).getPropertyValue('--negative')") == "#0062c4"
-    page.driver.refresh()
+    page.open(cohort)
     assert page.script("document.documentElement.dataset.theme") == ("light" if dark else "dark")
 
 
@@ -377,12 +375,16 @@ def test_3000_slides_open_and_have_pages_of_their_own(
 ) -> None:
     report = write_report(tmp_path / "large", drawn_records(3000), pages[:1])
     page = browser()
-    assert min(page.open(report) for _ in range(3)) < 2 * MOST_SECONDS
+    assert min(page.open(report) for _ in range(3)) < MOST_SECONDS
     assert report.stat().st_size < MOST_BYTES
-    assert len(page.ids()) == 3000
+    assert page.one("main [role=status]").text.replace("\u202f", "") == "3000 slides"
+    shown = len(page.ids())
+    page.script("document.querySelector('.scroll').scrollTo(0, 1e6)")
+    time.sleep(0.5)
+    assert len(page.ids()) == 2 * shown
     page.one("#search").send_keys("S2999")
     time.sleep(0.5)
-    page.one("#slides tbody tr:not([hidden]) .open").click()
+    page.one("#slides tbody .open").click()
     assert page.driver.current_url.endswith("report_pages/S2999.html")
     assert page.one("#slide-heading").text.startswith("S2999")
     page.one("#next").click()
