@@ -100,7 +100,8 @@ def drawn_heatmap(nuclei: pd.DataFrame, size_um: tuple[float, float]) -> np.ndar
     share = np.divide(positive, total, out=np.zeros_like(total), where=total > 0)
     colors = matplotlib.colormaps["magma"](share / max(share.max(), 0.01))[..., :3]
     colors[total < 5] = 1
-    return np.kron((255 * colors).astype(np.uint8), np.ones((32, 32, 1), dtype=np.uint8))
+    panel = np.kron((255 * colors).astype(np.uint8), np.ones((32, 32, 1), dtype=np.uint8))
+    return np.concatenate([panel, panel[::-1]], axis=1)
 
 
 def drawn_hot_spots(nuclei: pd.DataFrame) -> dict[str, Any]:

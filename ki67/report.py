@@ -32,6 +32,8 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # Flags that say something about how high the index is; a blind reader does not see them.
 REVEALING = frozenset({"hot_spot_driven", "weak_dab"})
 
+PROVENANCE = ("models", "versions", "seconds", "inputs", "settings", "code")
+
 # What the page of a slide lists: heading, then key of ki67.json (or two), words and kind of value.
 MEASURES: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
     (
@@ -189,9 +191,7 @@ def slide_details(record: Mapping[str, Any], page: Mapping[str, Any]) -> dict[st
         "findings": [
             {"flag": finding["flag"], "message": finding["message"]} for finding in record.get("findings") or ()
         ],
-        "models": record.get("models") or {},
-        "versions": record.get("versions") or {},
-        "seconds": record.get("seconds") or {},
+        **{name: record.get(name) or {} for name in PROVENANCE},
         "page": page,
     }
 

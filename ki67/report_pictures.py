@@ -54,7 +54,7 @@ class PictureSize:
 
 
 OVERVIEW = PictureSize(720, 20_000)
-HEATMAP = PictureSize(640, 12_000)
+HEATMAP = PictureSize(1000, 18_000)  # it has words in it
 REGISTRATION = PictureSize(480, 11_000)
 FIELD = PictureSize(FIELD_PX, 11_000)
 

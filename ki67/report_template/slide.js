@@ -15,7 +15,8 @@ function slideView(slide, details) {
     h("div", { class: "pictures" },
       h("div", { class: "whole-slide" },
         overviewFigure(slide, page, fields, hidden),
-        h("div", { class: "beside" }, heatmapFigure(slide, page, hidden), registrationFigure(slide, page))),
+        registrationFigure(slide, page)),
+      heatmapFigure(slide, page, hidden),
       fieldsSection(slide, page, fields, hidden),
     ),
     h("div", { class: "facts" },
@@ -193,6 +194,7 @@ function provenanceSection(details) {
   const models = Object.entries(details.models);
   const seconds = Object.entries(details.seconds);
   const total = seconds.reduce((sum, [, value]) => sum + value, 0);
+  const files = Object.entries(details.inputs).filter(([, file]) => file);
   const rowsOf = (pairs) => h("tbody", {}, pairs.map(([name, value]) => h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, value))));
   return h("details", { class: "provenance" }, h("summary", {}, "Provenance"),
     models.length ? h("table", { class: "pairs" }, h("caption", {}, "Models"), rowsOf(models.map(([stage, model]) => [
@@ -201,5 +203,10 @@ function provenanceSection(details) {
     ]))) : null,
     h("table", { class: "pairs" }, h("caption", {}, `Seconds, ${total.toFixed(0)} in all`), rowsOf(seconds.map(([stage, value]) => [stage, value.toFixed(1)]))),
     h("table", { class: "pairs" }, h("caption", {}, "Versions"), rowsOf(Object.entries(details.versions))),
+    files.length ? h("table", { class: "pairs" }, h("caption", {}, "Files"), rowsOf(files.map(([stain, file]) => [stain, `${count(file.bytes)} bytes, sha256 ${file.sha256}`]))) : null,
+    [["Settings", details.settings], ["Code", details.code]].map(([heading, byStage]) => {
+      const rows = Object.entries(byStage).map(([stage, value]) => [stage, h("code", {}, typeof value === "string" ? value : JSON.stringify(value))]);
+      return rows.length ? h("table", { class: "pairs" }, h("caption", {}, heading), rowsOf(rows)) : null;
+    }),
   );
 }
