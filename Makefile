@@ -17,7 +17,7 @@ unexport PIP_FIND_LINKS PIP_NO_INDEX PIP_CONSTRAINT PIP_REQUIREMENT PIP_TARGET P
 unexport PYTHONPATH PYTHONHOME
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup setup-test demo test lint clean
+.PHONY: setup setup-test demo test browser lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/installed
@@ -57,8 +57,14 @@ demo/slides/%/drawn: | setup
 	$(PHANTOM) $(OPTIONS)
 	@touch $@
 
-test: setup-test
+test: setup-test browser
 	$(BIN)/python -m pytest
+
+# The report is tested in Chromium, where it can be installed; elsewhere these tests are skipped and say so.
+browser:
+	@command -v chromedriver >/dev/null || test ! -e /etc/debian_version || test "$$(id -u)" != 0 \
+		|| { apt-get update && apt-get install --yes --no-install-recommends chromium chromium-driver; } >/dev/null 2>&1 \
+		|| echo "Chromium cannot be installed here: the tests of the report in a browser are skipped."
 
 lint: setup-test
 	$(BIN)/ruff check

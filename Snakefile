@@ -17,6 +17,7 @@ include: "workflow/rules/transfer.smk"
 include: "workflow/rules/nuclei.smk"
 include: "workflow/rules/index.smk"
 include: "workflow/rules/cohort.smk"
+include: "workflow/rules/report.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
 

@@ -21,7 +21,7 @@ ENVIRONMENTS = {
     "registration": f"{SLIDES} matplotlib numba scipy SimpleITK-SimpleElastix",
     "torch": f"{SLIDES} {TABLES} matplotlib numba pyyaml safetensors scikit-image scikit-learn scipy "
     "segmentation-models-pytorch torch torchvision tqdm",
-    "report": f"{SLIDES} {TABLES} anndata dask matplotlib numba scipy spatialdata statsmodels",
+    "report": f"{SLIDES} {TABLES} anndata dask jinja2 matplotlib numba scipy spatialdata statsmodels",
 }
 ENVIRONMENT_HEADER = """# Written by .ci/lock.py, with the versions of requirements.lock.
 channels:

@@ -165,6 +165,26 @@ def agreement(
         write_image_png(picture, agreement_picture(slides, record))
 
 
+@app.command("add-scores")
+def add_scores(
+    sheet: Annotated[Path, typer.Argument(help="The sample sheet, such as config/slides.tsv.")],
+    scores: Annotated[Path, typer.Argument(help="scores.csv as the report saves it in blind mode.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write the sheet; left out, it is changed in place.")
+    ] = None,
+) -> None:
+    """Put scores that readers saved from the report into the reference columns of the sample sheet."""
+    import yaml
+
+    from ki67 import sheet as sheets
+    from ki67.storage import write_text
+
+    schema_path = Path(__file__).parents[1] / "workflow" / "schemas" / "slides.schema.yaml"
+    schema = yaml.safe_load(schema_path.read_text(encoding="utf-8"))
+    rows, saved = (sheets.decode_sheet(path.read_bytes(), name=path.name) for path in (sheet, scores))
+    write_text(out or sheet, sheets.add_scores(rows, saved, schema, name=sheet.name, scores_name=scores.name))
+
+
 @app.command("import-annotations")
 def import_annotations(
     form: Annotated[AnnotationForm, typer.Argument(help="How they are stored: see docs/training.md.")],

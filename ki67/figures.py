@@ -511,10 +511,30 @@ def registration_picture(
     columns = [_registration_panels("as they were scanned", he, ki67, there, panel_mpp, square_um)]
     if transform is not None:
         columns.append(_registration_panels("registered", he, ki67, transform, panel_mpp, square_um, check))
-    words = [f"Squares of the checkerboard are {_length_words(square_um)} wide."]
+    words = [f"Squares of the checkerboard are {length_words(square_um)} wide."]
     if transform is not None and check is not None and len(check.places_um):
         words.append(f"Arrows are {ARROW_FACTOR} times as long as the local shifts; a cross: not found nearby.")
     return _page(title, [*lines, *words], [_beside(columns)])
+
+
+def registration_overlay(
+    he: RgbImage, he_mpp: float, ki67: RgbImage, ki67_mpp: float, transform: Transform, *, longest_px: int
+) -> RgbImage:
+    """Both sections on top of each other, as they were registered: H&E magenta, Ki-67 green, what they share gray.
+
+    Parameters
+    ----------
+    he, ki67
+        RGB thumbnails at their microns per pixel.
+    transform
+        From ``he`` to ``ki67``.
+    longest_px
+        Pixels of the longer side of the result.
+    """
+    factor = longest_px / max(ki67.shape[:2])
+    mpp = ki67_mpp / factor
+    fitted = _resized(ki67, factor)
+    return _two_colours(_carry(_resized(he, he_mpp / mpp), transform, mpp, fitted.shape), fitted)
 
 
 def _registration_panels(
@@ -745,13 +765,14 @@ def round_length_um(at_most_um: float) -> float:
     return max(step * power for step in (1.0, 2.0, 5.0) if step * power <= at_most_um)
 
 
-def _length_words(length_um: float) -> str:
+def length_words(length_um: float) -> str:
+    """A length for people, in mm from 1 mm on."""
     return f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
 
 
 def _draw_scale_bar(image: RgbImage, mpp: float) -> RgbImage:
     length_um = round_length_um(image.shape[1] * mpp / 4)
-    label = _length_words(length_um)
+    label = length_words(length_um)
     length_px = round(length_um / mpp)
     canvas = Image.fromarray(image)
     draw = ImageDraw.Draw(canvas)

@@ -104,6 +104,102 @@ def read_rows(text: str, schema: Mapping[str, Any], *, name: str, check: bool = 
     return rows
 
 
+def add_scores(
+    sheet: str, scores: str, schema: Mapping[str, Any], *, name: str = "slides.tsv", scores_name: str = "scores.csv"
+) -> str:
+    """A sample sheet with the scores that readers saved from the report, in the columns named like theirs.
+
+    Parameters
+    ----------
+    sheet
+        Content of the sample sheet; its lines stay as they are where no score is added, comments included.
+    scores
+        Content of the saved file: ``slide``, then ``reference_index`` and ``reference_index_<reader>``, separated by
+        commas, semicolons or tabs.
+    schema
+        JSON schema of one row of the sheet.
+    name, scores_name
+        What to call both in an error.
+
+    Raises
+    ------
+    ConfigError
+        If either is no such table, or a score is of no slide of the sheet, no fraction, or differs from a cell.
+    """
+    found = _read_scores(scores, schema, name=scores_name)
+    rows = read_rows(sheet, schema, name=name)
+    unknown = next((slide for slide in found if slide not in {row.slide for row in rows}), None)
+    if unknown is not None:
+        raise ConfigError(f"{scores_name} has a score of {unknown!r}, which is no slide of {name}; remove its row")
+    columns = list(dict.fromkeys(column for row in found.values() for column in row))
+    lines: list[str] = []
+    header: list[str] = []
+    for line in sheet.splitlines():
+        cells = next(csv.reader([line], delimiter="\t"), [])
+        if not any(cell.strip() for cell in cells) or cells[0].strip().startswith(COMMENT):
+            lines.append(line)
+        elif not header:
+            header = [cell.strip() for cell in cells]
+            while not header[-1]:
+                header.pop()
+            header += [column for column in columns if column not in header]
+            lines.append("\t".join(header))
+        else:
+            lines.append(_with_scores(cells, header, found, name=name, scores_name=scores_name))
+    return "\n".join(lines) + "\n"
+
+
+def _with_scores(
+    cells: list[str], header: list[str], scores: Mapping[str, Mapping[str, float]], *, name: str, scores_name: str
+) -> str:
+    """A line of the sheet with the scores of its slide."""
+    cells = [*cells, *[""] * (len(header) - len(cells))][: len(header)]
+    slide = cells[header.index("slide")].strip()
+    for column, score in scores.get(slide, {}).items():
+        place = header.index(column)
+        if cells[place].strip() and float(cells[place]) != score:
+            raise ConfigError(
+                f"{name} ({slide}): {column} is {cells[place].strip()}, but {scores_name} says {score:g}; "
+                "empty the cell to take the saved score"
+            )
+        cells[place] = f"{score:.6g}"
+    line = io.StringIO()
+    csv.writer(line, delimiter="\t", lineterminator="").writerow(cells)
+    return line.getvalue()
+
+
+def _read_scores(text: str, schema: Mapping[str, Any], *, name: str) -> dict[str, dict[str, float]]:
+    """Scores by slide and column."""
+    first = text.lstrip("\ufeff").splitlines()[:1]
+    separator = max("\t;,", key=(first or [""])[0].count)
+    reader = csv.reader(io.StringIO(text.lstrip("\ufeff"), newline=""), delimiter=separator)
+    header = [cell.strip() for cell in next(reader, [])]
+    for column in header[1:] or [""]:
+        if header[:1] != ["slide"] or not column.startswith("reference_index") or not _property_schema(column, schema):
+            raise ConfigError(f"{name} is no file of scores; its first line must be slide,reference_index or the like")
+    found: dict[str, dict[str, float]] = {}
+    for cells in reader:
+        slide = cells[0].strip() if cells else ""
+        if slide:
+            pairs = {column: cell.strip() for column, cell in zip(header[1:], cells[1:], strict=False) if cell.strip()}
+            found[slide] = {
+                column: _fraction(cell, column, _where(slide, reader.line_num, name=name))
+                for column, cell in pairs.items()
+            }
+    return found
+
+
+def _fraction(cell: str, column: str, where: str) -> float:
+    value = _number(cell, column, where)
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{where}: {column} is {value:g}; {_fraction_remedy(value)}")
+    return value
+
+
+def _fraction_remedy(value: float) -> str:
+    return f"write {value / 100:g}" if 1 < value <= 100 else "write a fraction from 0 to 1"
+
+
 def check_settings(settings: Mapping[str, Any], schema: Mapping[str, Any], *, name: str = "config.yaml") -> None:
     """Compare the settings with their schema.
 
@@ -207,8 +303,7 @@ def _check_record(record: dict[str, Any], row: int, schema: Mapping[str, Any], *
         raise ConfigError(f"{where}: the id '{slide}' is taken by the workflow itself; choose another")
     for column, value in record.items():
         if column.startswith("reference_index") and not 0 <= value <= 1:
-            remedy = f"write {value / 100:g}" if 1 < value <= 100 else "write a fraction from 0 to 1"
-            raise ConfigError(f"{where}: {column} is {value:g}; {remedy}")
+            raise ConfigError(f"{where}: {column} is {value:g}; {_fraction_remedy(value)}")
     for sentence in _sentences(record, schema, name=where):
         raise ConfigError(sentence)
     if not any(stain in record for stain in STAINS):

@@ -8,7 +8,15 @@ import pytest
 import yaml
 
 from ki67.errors import ConfigError
-from ki67.sheet import SlideRow, check_settings, decode_sheet, missing_file_sentence, read_rows, with_defaults
+from ki67.sheet import (
+    SlideRow,
+    add_scores,
+    check_settings,
+    decode_sheet,
+    missing_file_sentence,
+    read_rows,
+    with_defaults,
+)
 from ki67.slides import COARSEST_MPP, FINEST_MPP
 
 ROOT = Path(__file__).parents[2]
@@ -188,3 +196,48 @@ def test_an_absent_file_is_named_with_both_remedies() -> None:
         "slides.tsv row 2 (S01): ki67 names a.svs, which is not a file; correct the path, or set on_missing: row to "
         "list the slide as flagged"
     )
+
+
+SHEET = '# our slides\nslide\tki67\treference_index\t\nS1\ta.svs\t\nS2\tb "x".svs\t0.2\nS3\tc.svs\n'
+
+
+def test_saved_scores_come_into_the_sheet_and_nothing_else_changes() -> None:
+    text = add_scores(SHEET, "slide,reference_index,reference_index_bo\nS1,0.155,\nS3,,0.3\nS2,0.2,0\n", ROW_SCHEMA)
+    assert text.splitlines()[0] == "# our slides"
+    rows = {row.slide: row for row in read_rows(text, ROW_SCHEMA, name="slides.tsv")}
+    assert {slide: row.references for slide, row in rows.items()} == {
+        "S1": {"reference_index": 0.155},
+        "S2": {"reference_index": 0.2, "reference_index_bo": 0.0},
+        "S3": {"reference_index_bo": 0.3},
+    }
+    assert rows["S2"].files == {"ki67": 'b "x".svs'}
+    assert add_scores(text, "slide;reference_index\nS1;0.155\n", ROW_SCHEMA) == text
+
+
+@pytest.mark.parametrize(
+    ("scores", "sentence"),
+    [
+        (
+            "slide,reference_index\nS2,0.3\n",
+            "slides.tsv (S2): reference_index is 0.2, but scores.csv says 0.3; empty the cell to take the saved score",
+        ),
+        (
+            "slide,reference_index\nS9,0.3\n",
+            "scores.csv has a score of 'S9', which is no slide of slides.tsv; remove its row",
+        ),
+        ("slide,reference_index\nS1,15\n", "scores.csv row 2 (S1): reference_index is 15; write 0.15"),
+        (
+            "slide,reference_index\nS1,many\n",
+            "scores.csv row 2 (S1): reference_index is 'many'; write a number such as 0.15",
+        ),
+        (
+            "slide,score\nS1,0.1\n",
+            "scores.csv is no file of scores; its first line must be slide,reference_index or the like",
+        ),
+        ("", "scores.csv is no file of scores; its first line must be slide,reference_index or the like"),
+    ],
+)
+def test_scores_that_do_not_fit_are_explained(scores: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        add_scores(SHEET, scores, ROW_SCHEMA)
+    assert str(error.value) == sentence

@@ -25,6 +25,7 @@ from tests.conftest import ROOT, Workflow, clean_environment, copy_clone, job_co
 pytestmark = pytest.mark.usefixtures("shipped_networks")
 
 STAGES = ("check", "tumor", "register", "transfer", "nuclei", "index")
+ONCE = ("cohort", "report")
 HEADER = "slide | ki67 | he | mpp_ki67 | patient | reference_index"
 GOOD = (
     "G1 | Präparat 1/Ki 67.tif | Präparat 1/H&E.tif | | P1 | 0.25",
@@ -171,9 +172,22 @@ def test_a_slide_leaves_few_files_and_all_that_are_promised(scored: Finished) ->
             "check.json tissue_he.png tissue_ki67.png thumbnail_he.jpg thumbnail_ki67.jpg tumor_he.ome.zarr tumor_he.json "
             "tumor_he.geojson tumor_he.png transform.json transform.tfm transform_3d.tfm registration.png tumor_ki67.ome.zarr "
             "tumor_ki67.geojson tumor_ki67.png transfer.json "
-            "nuclei.parquet nuclei.geojson.gz nuclei.json ki67.json ki67.zarr overlay.png fields.png"
+            "nuclei.parquet nuclei.geojson.gz nuclei.json ki67.json ki67.zarr overlay.png fields.png page.json"
         )
         assert {path.name for path in folder.iterdir()} == set(names.split())
+
+
+def test_the_report_shows_every_slide_and_names_no_file(scored: Finished, slides: Path) -> None:
+    html = (scored.workflow.folder / "results" / "cohort" / "report.html").read_text(encoding="utf-8")
+    for slide in ("G1", "G2"):
+        page = json.loads((scored.workflow.folder / "results" / slide / "page.json").read_text())
+        assert page["overview"]["tumor"]
+        assert len(page["fields"]) == 3
+        assert f'"slide":"{slide}"' in html
+        assert page["overview"]["picture"]["src"] in html
+    assert json.loads((scored.workflow.folder / "results" / "G1" / "page.json").read_text())["registration"]
+    for name in (str(slides), str(scored.workflow.folder), "Präparat", "ihc/ki67"):
+        assert name not in html
 
 
 def test_detections_for_qupath_are_the_counted_nuclei(scored: Finished) -> None:
@@ -200,13 +214,13 @@ def test_a_finished_run_has_nothing_to_do(scored: Finished) -> None:
 
 def test_a_new_row_runs_only_its_slide(scored: Finished) -> None:
     sheet = scored.workflow.write_sheet(HEADER, *GOOD, "G3 | ihc/ki67.tif | | | |", name="more.tsv")
-    expected = dict.fromkeys(STAGES, 1) | {"cohort": 1}
+    expected = dict.fromkeys((*STAGES, "page", *ONCE), 1)
     assert scored.workflow.planned("--config", f"slides={sheet.name}") == expected
 
 
 def test_a_changed_reference_runs_only_the_index(scored: Finished) -> None:
     sheet = scored.workflow.write_sheet(HEADER, GOOD[0].replace("0.25", "0.35"), GOOD[1], name="other.tsv")
-    assert scored.workflow.planned("--config", f"slides={sheet.name}") == {"index": 1, "cohort": 1}
+    assert scored.workflow.planned("--config", f"slides={sheet.name}") == dict.fromkeys(("index", "page", *ONCE), 1)
 
 
 def test_a_slide_can_be_forced(scored: Finished) -> None:
@@ -219,9 +233,11 @@ def test_a_slide_can_be_forced(scored: Finished) -> None:
 @pytest.mark.parametrize(
     ("module", "rules"),
     [
-        ("registration", ("register", "transfer", "nuclei", "index", "cohort")),
-        ("nuclei", ("nuclei", "index", "cohort")),
-        ("index", ("index", "cohort")),
+        ("registration", ("register", "transfer", "nuclei", "index", "page", *ONCE)),
+        ("nuclei", ("nuclei", "index", "page", *ONCE)),
+        ("index", ("index", "page", *ONCE)),
+        ("report_pictures", ("page", "report")),
+        ("report", ("report",)),
         ("training/fit", ()),
     ],
 )
@@ -236,7 +252,7 @@ def test_a_change_in_a_module_runs_the_rules_that_use_it_and_what_follows(
         planned = scored.workflow.planned("--config", f"slides={sheet.name}")
     finally:
         path.write_text(before, encoding="utf-8")
-    assert planned == {rule: 1 if rule == "cohort" else len(GOOD) for rule in rules}
+    assert planned == {rule: 1 if rule in ONCE else len(GOOD) for rule in rules}
 
 
 LEARNING = ("train", "train_forest", "draw_fields")
@@ -253,11 +269,11 @@ TUMOR_EVALUATION = ("evaluate_tumor", "evaluate")
         ("tumor_methods", {"tumor", "transfer"}),
         ("networks", {"tumor", "transfer", "nuclei", *LEARNING, "evaluate_nuclei", "evaluate_tumor", "evaluate"}),
         ("nuclei", {"nuclei", *LEARNING, "evaluate_nuclei"}),
-        ("index", {"index", "cohort"}),
-        ("categories", {"index", "cohort", "evaluate_nuclei", "evaluate"}),
+        ("index", {"index", *ONCE}),
+        ("categories", {"index", *ONCE, "evaluate_nuclei", "evaluate"}),
         ("cohort", {"cohort"}),
         ("agreement", {"cohort"}),
-        ("figures", {"tumor", "transfer", "register", "index", "cohort", *TUMOR_EVALUATION}),
+        ("figures", {"tumor", "transfer", "register", "index", "page", *ONCE, *TUMOR_EVALUATION}),
         ("phantom/draw", {"draw_fields"}),
         ("sheet", set()),
     ],
@@ -276,7 +292,7 @@ def test_a_report_holds_the_tables_and_pictures_but_no_path(scored: Finished, sl
     result = scored.workflow.run("--config", f"slides={sheet.name}", "--report", "report.html")
     assert result.returncode == 0, result.stdout
     html = (scored.workflow.folder / "report.html").read_text(encoding="utf-8")
-    cohort = ("overview.png", "cohort.csv", "agreement.csv", "agreement.png")
+    cohort = ("overview.png", "cohort.csv", "agreement.csv", "agreement.png", "report.html")
     for name in ("overlay.png", "fields.png", "registration.png", *cohort):
         assert name in html
     assert str(slides) not in html
@@ -284,7 +300,7 @@ def test_a_report_holds_the_tables_and_pictures_but_no_path(scored: Finished, sl
 
 
 def test_bad_rows_are_flagged_and_the_cohort_finishes(with_bad_rows: Finished) -> None:
-    assert job_counts(with_bad_rows.said) == dict.fromkeys(STAGES, len(BAD)) | {"cohort": 1}
+    assert job_counts(with_bad_rows.said) == dict.fromkeys((*STAGES, "page"), len(BAD)) | dict.fromkeys(ONCE, 1)
     assert list(with_bad_rows.rows().index) == ["G1", "G2", *(f"B{number}" for number in range(1, len(BAD) + 1))]
 
 

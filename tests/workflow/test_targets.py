@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import Workflow, clean_environment, job_counts
 
 STAGES = ("check", "tumor", "register", "transfer", "nuclei", "index")
+WHOLE = dict.fromkeys((*STAGES, "page"), 2) | {"cohort": 1, "report": 1}
 HEADER = "slide | ki67 | he"
 
 
@@ -23,7 +24,7 @@ def sheet(workflow: Workflow) -> Path:
 @pytest.mark.usefixtures("shipped_networks")
 def test_all_slides_and_one_by_name(workflow: Workflow, sheet: Path) -> None:
     one = dict.fromkeys(STAGES, 1)
-    assert workflow.planned("--config", f"slides={sheet.name}") == dict.fromkeys(STAGES, 2) | {"cohort": 1}
+    assert workflow.planned("--config", f"slides={sheet.name}") == WHOLE
     assert workflow.planned("--config", f"slides={sheet.name}", "--", "results/S01/ki67.json") == one
     assert workflow.planned("--config", f"slides={sheet.name}", "--", "slide_S01") == one
     assert workflow.planned("--config", f"slides={sheet.name}", "--", "slide_S-2.b") == one
@@ -36,6 +37,16 @@ def test_probabilities_of_nuclei_are_made_where_they_are_kept(workflow: Workflow
     assert kept == dict.fromkeys(STAGES[:-1], 1)
     refused = workflow.run("--dry-run", "--config", f"slides={sheet.name}", *wanted)
     assert refused.returncode != 0
+
+
+@pytest.mark.usefixtures("shipped_networks")
+def test_more_slides_than_one_file_holds_get_a_folder_of_pages(workflow: Workflow) -> None:
+    (workflow.folder / "a.svs").touch()
+    for count in (300, 301):
+        workflow.write_sheet(HEADER, *(f"S{number} | a.svs |" for number in range(count)), name=f"{count}.tsv")
+    folder = ("--", "results/cohort/report_pages")
+    assert workflow.run("--dry-run", "--quiet", "--config", "slides=301.tsv", *folder).returncode == 0
+    assert workflow.run("--dry-run", "--quiet", "--config", "slides=300.tsv", *folder).returncode != 0
 
 
 def test_a_slide_that_is_not_in_the_sheet_is_named(workflow: Workflow, sheet: Path) -> None:
@@ -79,7 +90,7 @@ def test_a_forest_is_trained_by_name(workflow: Workflow) -> None:
 def test_nuclei_are_found_with_the_model_of_the_method(workflow: Workflow, sheet: Path, method: str) -> None:
     others = 'models={"nuclei": "not_there", "nuclei_resnet50": "not_there"}'
     jobs = workflow.planned("--config", f"slides={sheet.name}", f'nuclei={{"method": "{method}"}}', others)
-    assert jobs == dict.fromkeys(STAGES, 2) | {"cohort": 1}
+    assert jobs == WHOLE
     missing = workflow.run(
         "--dry-run", "--config", f"slides={sheet.name}", 'nuclei={"method": "unet_resnet50"}', others
     )
@@ -100,7 +111,7 @@ def test_tumour_is_found_with_the_models_of_the_method(workflow: Workflow, sheet
     models = {"tumor_he_patches": "mine/tumor_he_patches", "tumor_ki67_patches": "mine/tumor_ki67_patches"}
     others = dict.fromkeys(("tumor_he", "tumor_he_coarse", "tumor_ki67"), "not_there")
     jobs = workflow.planned(*settings, f"models={models | others}")
-    assert jobs == dict.fromkeys(STAGES, 2) | {"cohort": 1}
+    assert jobs == WHOLE
 
 
 @pytest.mark.usefixtures("shipped_networks")

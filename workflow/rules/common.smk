@@ -11,6 +11,7 @@ from snakemake.exceptions import WorkflowError
 
 from ki67.errors import ConfigError
 from ki67.provenance import code_digest
+from ki67.report import MOST_SLIDES_IN_ONE_FILE, PAGES_FOLDER, template_digest
 from ki67.sheet import (
     SlideRow,
     check_settings,
@@ -306,9 +307,15 @@ def tumor_models(folder: str) -> list[str]:
 def cohort_files(wildcards) -> list[str]:
     if not SLIDES:
         raise WorkflowError(f"{SHEET_NAME} lists no slide yet; add a row for each (see config/README.md)")
-    tables = ("cohort.csv", "patients.csv", "cohort.zarr", "overview.png")
+    tables = ("cohort.csv", "patients.csv", "cohort.zarr", "overview.png", "report.html")
     agreement = ("agreement.csv", "agreement.json", "agreement.png")
     return [f"results/cohort/{name}" for name in (*tables, *agreement)]
+
+
+def slide_pages_folder() -> dict:
+    """Where the pages of the slides go, if there are too many for one file."""
+    paged = len(SLIDES) > MOST_SLIDES_IN_ONE_FILE
+    return {"pages": directory(f"results/cohort/{PAGES_FOLDER}")} if paged else {}
 
 
 wildcard_constraints:

@@ -1,0 +1,33 @@
+"""Make the pictures and outlines that the report shows of a slide."""
+
+from ki67.errors import SlideError
+from ki67.provenance import stage_log
+from ki67.report_pictures import SlideFiles, slide_page
+from ki67.slides import open_slide
+from ki67.storage import read_image, read_json, read_nuclei_parquet, write_json
+
+SLIDE, INPUT = snakemake.wildcards.slide, snakemake.input
+
+
+def make_page(files: SlideFiles, nuclei) -> dict:
+    """The page; without fields where the Ki-67 slide cannot be read."""
+    mpp = (files.check["stains"]["ki67"] or {}).get("mpp")
+    try:
+        with open_slide(INPUT.ki67 or "absent", slide_id=SLIDE, stain="ki67", mpp=mpp) as slide:
+            return slide_page(files, nuclei, slide.read, slide_id=SLIDE)
+    except SlideError:  # the stage that met it first has told
+        return slide_page(files, nuclei, None, slide_id=SLIDE)
+
+
+with stage_log(snakemake.log[0], stage="page", name=SLIDE) as log:
+    files = SlideFiles(
+        check=read_json(INPUT.check),
+        transform=read_json(INPUT.transform),
+        thumbnails={stain: read_image(INPUT[f"thumbnail_{stain}"]) for stain in ("he", "ki67")},
+        tumor={stain: read_json(INPUT[f"tumor_{stain}"]) for stain in ("he", "ki67")},
+        hot_spots=read_json(INPUT.hot_spots),
+        local_index=read_image(INPUT.local_index),
+    )
+    page = make_page(files, read_nuclei_parquet(INPUT.nuclei))
+    write_json(snakemake.output.page, page)
+    log.note(f"{len(page['fields'])} fields")
