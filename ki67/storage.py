@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from ki67.errors import Ki67Error, Stain
 from ki67.geometry import Mask
+from ki67.pyramid import add_coarser_levels, create_level, ome_attributes, shards_of, shrink
 from ki67.regions import outline_mask
 
 if TYPE_CHECKING:
@@ -35,10 +36,17 @@ if TYPE_CHECKING:
 
 PARTIAL_PREFIX = ".partial-"
 CHUNK_PX = 512
-LARGEST_COARSE_LEVEL_PX = 2048
-MOST_LEVELS = 3
-LEVEL_FACTOR = 4
+SHARD_PX = 8192
+_ZSTD_LEVEL = 5
 TUMOR_CHANNELS = {"mask": "00C8FF", "probability": "FFFFFF"}
+NUCLEUS_CHANNELS: dict[str, str] = {
+    "background": "FFFFFF",
+    "positive_nucleus": "D52020",
+    "positive_membrane": "FF9090",
+    "negative_nucleus": "005CD6",
+    "negative_membrane": "90C0FF",
+}
+"""Classes of ``ki67.networks.NUCLEUS_CLASSES``, with their colours in viewers."""
 NUCLEI_AT_ONCE = 20_000
 _GZIP_LEVEL = 2
 CLASS_COLORS: dict[str, tuple[int, int, int]] = {
@@ -243,8 +251,9 @@ def _decode(path: str | Path, mode: int) -> NDArray[np.uint8]:
 def write_tumor_zarr(path: str | Path, mask: Mask, probability: NDArray[np.uint8] | None = None) -> None:
     """Write a tumour mask, and the probability it came from, as OME-Zarr 0.5 in few files.
 
-    Axes c, y, x, uint8, one shard a level, up to three levels, each four times coarser. Channel ``mask`` is 0 or 255,
-    channel ``probability`` 0 to 255; both in the mask's frame, the scale in microns.
+    Axes c, y, x, uint8, up to three levels, each four times coarser; a file for each ``SHARD_PX``² pixels of the finest
+    level. Channel ``mask`` is 0 or 255, channel ``probability`` 0 to 255; both in the mask's frame, scale in microns.
+    No more than a shard is in memory besides what is given.
 
     Parameters
     ----------
@@ -260,13 +269,36 @@ def write_tumor_zarr(path: str | Path, mask: Mask, probability: NDArray[np.uint8
         raise Ki67Error(f"tumour mask {mask.pixels.shape} and probability {probability.shape} differ in shape")
     import zarr
 
-    levels = list(_levels(mask.pixels, probability))
+    channels = dict(list(TUMOR_CHANNELS.items())[: 1 if probability is None else 2])
+    how = {"chunk_px": CHUNK_PX, "zstd_level": _ZSTD_LEVEL}
+    rows, columns = mask.pixels.shape
     with whole(path) as partial:
-        channels = dict(list(TUMOR_CHANNELS.items())[: len(levels[0])])
-        attributes = ome_attributes("tumor", mask.frame, mask.mpp, channels, len(levels))
+        group = zarr.create_group(partial, zarr_format=3)
+        finest = create_level(group, 0, (len(channels), rows, columns), shard_px=(SHARD_PX, SHARD_PX), **how)
+        for part in shards_of(finest):
+            planes = [mask.pixels[part].view(np.uint8) * np.uint8(255)]
+            finest[:, part[0], part[1]] = np.stack(planes if probability is None else [*planes, probability[part]])
+        levels = add_coarser_levels(group, coarsen=_shrink_tumor, **how)
+        group.update_attributes(ome_attributes("tumor", mask.frame, mask.mpp, channels, levels))
+
+
+def _shrink_tumor(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A coarser image in which the mask, the first channel, is again 0 or 255."""
+    coarse = shrink(image)
+    coarse[0] = np.where(coarse[0] >= 128, 255, 0)
+    return coarse
+
+
+def write_empty_probabilities(path: str | Path | None) -> None:
+    """Write an image of one pixel, 0 in all classes, where no network looked at a slide; None is no image."""
+    import zarr
+
+    if path is None or Path(path).exists():
+        return
+    with whole(path) as partial:
+        attributes = ome_attributes("probability", "ki67", 0.5, NUCLEUS_CHANNELS, 1)
         group = zarr.create_group(partial, zarr_format=3, attributes=attributes)
-        for number, level in enumerate(levels):
-            _write_level(group, f"s{number}", level)
+        create_level(group, 0, (len(NUCLEUS_CHANNELS), 1, 1), chunk_px=1, shard_px=(1, 1), zstd_level=1)
 
 
 def read_tumor_zarr(path: str | Path, frame: Stain) -> Mask:
@@ -306,80 +338,6 @@ def _read_plane(group: zarr.Group, name: str, channel: int) -> NDArray[np.uint8]
     return np.asarray(array[channel], dtype=np.uint8)
 
 
-def _levels(mask: NDArray[np.bool_], probability: NDArray[np.uint8] | None) -> Iterator[NDArray[np.uint8]]:
-    """Images ``(channels, rows, columns)``, finest first, until a level is small enough to draw whole."""
-    planes = [mask.astype(np.uint8) * 255] + ([] if probability is None else [probability.astype(np.uint8)])
-    for _ in range(MOST_LEVELS):
-        yield np.stack(planes)
-        if max(planes[0].shape) <= LARGEST_COARSE_LEVEL_PX:
-            return
-        planes = [shrink(plane) for plane in planes]
-        planes[0] = np.where(planes[0] >= 128, 255, 0).astype(np.uint8)
-
-
-def shrink(plane: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Mean of each block of LEVEL_FACTOR² pixels; blocks at the lower and right edge are filled up by repetition."""
-    rows, columns = (-(-size // LEVEL_FACTOR) for size in plane.shape)
-    margins = [(0, rows * LEVEL_FACTOR - plane.shape[0]), (0, columns * LEVEL_FACTOR - plane.shape[1])]
-    padded = np.pad(plane, margins, mode="edge")
-    return np.asarray(cv2.resize(padded, (columns, rows), interpolation=cv2.INTER_AREA), dtype=np.uint8)
-
-
-def ome_attributes(name: str, frame: Stain, mpp: float, channels: Mapping[str, str], levels: int) -> dict[str, Any]:
-    """Metadata of an OME-Zarr 0.5 image (https://ngff.openmicroscopy.org/0.5), and of this project beside it.
-
-    Parameters
-    ----------
-    name
-        Of the image.
-    mpp
-        Microns per pixel of the finest level; every next one is ``LEVEL_FACTOR`` times coarser.
-    channels
-        Label to colour, in order.
-    levels
-        Number of levels, at the paths ``s0``, ``s1``, ...
-    """
-    space = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "yx"]
-    scales = [[1.0, *[mpp * LEVEL_FACTOR**number] * 2] for number in range(levels)]
-    # an image coarsened by block means has its first pixel's centre half a block further in
-    shifts = [[0.0, *[(scale[-1] - mpp) / 2] * 2] for scale in scales]
-    datasets = [
-        {"path": f"s{number}", "coordinateTransformations": _scale_and_shift(scale, shift)}
-        for number, (scale, shift) in enumerate(zip(scales, shifts, strict=True))
-    ]
-    multiscale = {"name": name, "axes": [{"name": "c", "type": "channel"}, *space], "datasets": datasets}
-    shown = [_channel(label, color) for label, color in channels.items()]
-    ome = {"version": "0.5", "multiscales": [multiscale], "omero": {"channels": shown}}
-    return {"ome": ome, "ki67": {"frame": frame, "channels": list(channels)}}
-
-
-def _scale_and_shift(scale: list[float], shift: list[float]) -> list[dict[str, Any]]:
-    moved = [{"type": "translation", "translation": shift}] if any(shift) else []
-    return [{"type": "scale", "scale": scale}, *moved]
-
-
-def _channel(label: str, color: str) -> dict[str, Any]:
-    window = {"min": 0, "max": 255, "start": 0, "end": 255}
-    return {"label": label, "color": color, "active": True, "window": window}
-
-
-def _write_level(group: zarr.Group, name: str, level: NDArray[np.uint8]) -> None:
-    from zarr.codecs import ZstdCodec
-
-    chunk = tuple(min(CHUNK_PX, size) for size in level.shape[1:])
-    shard = tuple(-(-size // step) * step for size, step in zip(level.shape[1:], chunk, strict=True))
-    array = group.create_array(
-        name,
-        shape=level.shape,
-        dtype=level.dtype,
-        chunks=(1, *chunk),
-        shards=(level.shape[0], *shard),
-        compressors=ZstdCodec(level=5),
-        dimension_names=("c", "y", "x"),
-    )
-    array[:] = level
-
-
 def write_tumor_geojson(path: str | Path, mask: Mask, level0_mpp: float | None, *, slide_id: str) -> None:
     """Write a tumour mask as GeoJSON for QuPath: an annotation of class ``Tumor`` for each region, in level-0 pixels.
 
@@ -415,15 +373,6 @@ def _annotation(polygon: shapely.Polygon, scale: float, object_id: str) -> str:
     geometry = json.dumps({"type": "Polygon", "coordinates": coordinates}, separators=(",", ":"))
     properties = f'{{"objectType":"annotation","classification":{_classification("Tumor")}}}'
     return f'{{"type":"Feature","id":"{object_id}","geometry":{geometry},"properties":{properties}}}'
-
-
-def write_missing_zarr(path: str | Path | None) -> None:
-    """Write a store with nothing in it where a stage that had nothing to do wrote none; None is no store."""
-    import zarr
-
-    if path is not None and not Path(path).exists():
-        with whole(path) as partial:
-            zarr.create_group(partial, zarr_format=3)
 
 
 def write_nuclei_parquet(path: str | Path, nuclei: geopandas.GeoDataFrame) -> None:

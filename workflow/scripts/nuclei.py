@@ -32,7 +32,7 @@ with stage_log(snakemake.log[0], stage="nuclei", name=SLIDE) as log:
         nuclei, told = find(checked, tumor) if tumor.pixels.any() else (nuclei, told)
     except SlideError as error:
         told["findings"].append(error.finding)
-    storage.write_missing_zarr(OUTPUT.get("probabilities"))
+    storage.write_empty_probabilities(OUTPUT.get("probabilities"))
     storage.write_nuclei_parquet(OUTPUT.nuclei, nuclei)
     storage.write_nuclei_geojson(OUTPUT.geojson, nuclei, checked["mpp"] if len(nuclei) else 1.0, slide_id=SLIDE)
     log.note(f"{len(nuclei)} nuclei, {int(nuclei['positive'].sum())} positive")
