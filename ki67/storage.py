@@ -47,18 +47,11 @@ NUCLEUS_CHANNELS: dict[str, str] = {
     "negative_membrane": "90C0FF",
 }
 """Classes of ``ki67.networks.NUCLEUS_CLASSES``, with their colours in viewers."""
-NUCLEI_AT_ONCE = 20_000
-_GZIP_LEVEL = 2
+NUCLEI_IN_GROUP = 50_000
 CLASS_COLORS: dict[str, tuple[int, int, int]] = {
     "Positive": (213, 32, 32),
     "Negative": (0, 92, 214),
     "Tumor": (200, 0, 0),  # as QuPath has it
-}
-QUPATH_MEASUREMENTS: dict[str, str] = {
-    "probability": "Probability",
-    "area_um2": "Area um^2",
-    "dab_od": "DAB OD",
-    "hematoxylin_od": "Hematoxylin OD",
 }
 
 
@@ -361,7 +354,7 @@ def write_tumor_geojson(path: str | Path, mask: Mask, level0_mpp: float | None, 
         raise Ki67Error(f"{slide_id}: a tumour mask without microns per pixel of its slide; run the stage check again")
     scale = mask.mpp / (level0_mpp or 1.0)
     polygons = outline_mask(mask.pixels)
-    ids = _object_ids(f"ki67:{slide_id}:tumor_{mask.frame}:", range(len(polygons)))
+    ids = object_ids(f"ki67:{slide_id}:tumor_{mask.frame}:", range(len(polygons)))
     lines = (_annotation(polygon, scale, name) for polygon, name in zip(polygons, ids, strict=True))
     write_text(path, '{"type":"FeatureCollection","features":[\n' + ",\n".join(lines) + "\n]}\n")
 
@@ -371,14 +364,39 @@ def _annotation(polygon: shapely.Polygon, scale: float, object_id: str) -> str:
     rings = (np.asarray(ring.coords) * scale for ring in (polygon.exterior, *polygon.interiors))
     coordinates = [np.round(ring, 2).tolist() for ring in rings]
     geometry = json.dumps({"type": "Polygon", "coordinates": coordinates}, separators=(",", ":"))
-    properties = f'{{"objectType":"annotation","classification":{_classification("Tumor")}}}'
+    properties = f'{{"objectType":"annotation","classification":{classification("Tumor")}}}'
     return f'{{"type":"Feature","id":"{object_id}","geometry":{geometry},"properties":{properties}}}'
 
 
 def write_nuclei_parquet(path: str | Path, nuclei: geopandas.GeoDataFrame) -> None:
-    """Write the table of nuclei as GeoParquet, outlines in microns of the Ki-67 frame, without an index column."""
-    with whole(path) as partial:
-        nuclei.to_parquet(partial, index=False, compression="zstd")
+    """Write the table of nuclei as GeoParquet 1.0, outlines in microns of the Ki-67 frame, without an index column.
+
+    A row group holds ``NUCLEI_IN_GROUP`` nuclei, and no more are turned into bytes at a time. As the table is sorted by
+    y, readers can skip the groups that lie above or below what they look for.
+    """
+    import pyarrow as pa
+    import shapely
+    from pyarrow.parquet import ParquetWriter
+
+    columns = nuclei.drop(columns="geometry")
+    outlines = nuclei.geometry.to_numpy()
+    schema = pa.Schema.from_pandas(columns, preserve_index=False).append(pa.field("geometry", pa.binary()))
+    with whole(path) as partial, ParquetWriter(partial, schema, compression="zstd") as writer:
+        for start in range(0, len(columns), NUCLEI_IN_GROUP):
+            part = slice(start, start + NUCLEI_IN_GROUP)
+            values = pa.Table.from_pandas(columns.iloc[part], preserve_index=False)
+            outlined = values.append_column("geometry", pa.array(shapely.to_wkb(outlines[part]), pa.binary()))
+            writer.write_table(outlined.cast(schema))
+        writer.add_key_value_metadata({"geo": json.dumps(_geo_metadata(outlines))})
+
+
+def _geo_metadata(outlines: NDArray[Any]) -> dict[str, Any]:
+    """What GeoParquet (https://geoparquet.org/releases/v1.0.0) wants to know of polygons in a plane."""
+    import shapely
+
+    box = {"bbox": shapely.total_bounds(outlines).tolist()} if len(outlines) else {}
+    column = {"encoding": "WKB", "geometry_types": ["Polygon"] if len(outlines) else [], "crs": None} | box
+    return {"version": "1.0.0", "primary_column": "geometry", "columns": {"geometry": column}}
 
 
 def read_nuclei_parquet(path: str | Path, columns: Sequence[str] | None = None) -> geopandas.GeoDataFrame:
@@ -388,70 +406,7 @@ def read_nuclei_parquet(path: str | Path, columns: Sequence[str] | None = None) 
     return geopandas.read_parquet(path, columns=columns)
 
 
-def write_nuclei_geojson(
-    path: str | Path,
-    nuclei: geopandas.GeoDataFrame,
-    level0_mpp: float,
-    *,
-    slide_id: str,
-    only_in_tumor: bool = True,
-) -> None:
-    """Write nuclei as gzipped GeoJSON detections for QuPath, in pixels of level 0.
-
-    Parameters
-    ----------
-    nuclei
-        Table of nuclei, outlines in microns of the Ki-67 frame.
-    level0_mpp
-        Microns per pixel of level 0.
-    slide_id
-        Goes with the nucleus id into the detection's id, so that it is the same in every run.
-    only_in_tumor
-        Leave out nuclei outside the tumour, which are not counted.
-    """
-    from imagecodecs import gzip_encode
-
-    chosen = nuclei[nuclei["in_tumor"]] if only_in_tumor else nuclei
-    # libdeflate packs as small as Python's gzip in a third of the time, and writes neither name nor time, so that the
-    # same nuclei give the same bytes. The file is a series of gzip members, which reads as one (RFC 1952, 2.2).
-    with whole(path) as partial, partial.open("wb") as file:
-        head = '{"type":"FeatureCollection","features":[\n'
-        for start in range(0, len(chosen), NUCLEI_AT_ONCE):
-            part = chosen.iloc[start : start + NUCLEI_AT_ONCE]
-            text = head + ",\n".join(_features(part, level0_mpp, slide_id))
-            file.write(gzip_encode(text.encode(), level=_GZIP_LEVEL))
-            head = ",\n"
-        file.write(gzip_encode((("" if len(chosen) else head) + "\n]}\n").encode(), level=_GZIP_LEVEL))
-
-
-def _features(nuclei: geopandas.GeoDataFrame, level0_mpp: float, slide_id: str) -> list[str]:
-    """One line of JSON a nucleus, joined column by column in arrow: a hundred times faster than row by row."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    ids = pa.array(_object_ids(f"ki67:{slide_id}:", nuclei["nucleus_id"].tolist()))
-    classes = pa.array(np.where(nuclei["positive"], *(_classification(name) for name in ("Positive", "Negative"))))
-    measured = [
-        pc.binary_join_element_wise(f'"{label}":', _number_texts(nuclei[name].to_numpy(), 4), "")
-        for name, label in QUPATH_MEASUREMENTS.items()
-    ]
-    measurements = pc.binary_join_element_wise(*measured, ",", null_handling="skip")  # QuPath takes no null
-    lines = pc.binary_join_element_wise(
-        '{"type":"Feature","id":"',
-        ids,
-        '","geometry":{"type":"Polygon","coordinates":[[',
-        _outline_texts(nuclei.geometry.to_numpy(), level0_mpp),
-        ']]},"properties":{"objectType":"detection","classification":',
-        classes,
-        ',"measurements":{',
-        measurements,
-        "}}}",
-        "",
-    )
-    return list(lines.to_pylist())
-
-
-def _object_ids(prefix: str, numbers: Sequence[int]) -> list[str]:
+def object_ids(prefix: str, numbers: Sequence[int]) -> list[str]:
     """UUIDs of the names ``<prefix><number>`` (RFC 9562, version 5)."""
     named = hashlib.sha1(NAMESPACE_URL.bytes + prefix.encode(), usedforsecurity=False)
     digests = bytearray()
@@ -470,28 +425,9 @@ def _object_ids(prefix: str, numbers: Sequence[int]) -> list[str]:
     ]
 
 
-def _classification(name: str) -> str:
+def classification(name: str) -> str:
+    """Class and colour as QuPath's GeoJSON has them."""
     return json.dumps({"name": name, "color": CLASS_COLORS[name]}, separators=(",", ":"))
-
-
-def _number_texts(values: NDArray[Any], decimals: int) -> Any:
-    """Numbers as JSON text in an arrow array, missing where they are not finite."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    numbers = np.asarray(values, dtype=np.float64).round(decimals)
-    return pc.cast(pa.array(numbers, mask=~np.isfinite(numbers)), pa.string())
-
-
-def _outline_texts(polygons: NDArray[Any], level0_mpp: float) -> Any:
-    """The outer ring of each polygon as ``[x,y],[x,y],...`` in pixels of level 0 to a tenth."""
-    import shapely
-
-    from ki67.ring_texts import ring_texts
-
-    rings = shapely.get_exterior_ring(polygons)
-    points = shapely.get_coordinates(rings) / level0_mpp
-    return ring_texts(points, np.cumsum(shapely.get_num_coordinates(rings), dtype=np.int64))
 
 
 def write_slide_zarr(

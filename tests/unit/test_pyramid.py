@@ -31,7 +31,10 @@ def test_coarser_levels_are_the_means_of_the_whole_image_whatever_the_shards(tmp
 
 
 def test_a_small_image_needs_no_coarser_level(tmp_path):
-    assert add_coarser_levels(image_in(tmp_path / "i.zarr", np.ones((1, 30, 40), np.uint8)), chunk_px=256, zstd_level=1) == 1
+    assert (
+        add_coarser_levels(image_in(tmp_path / "i.zarr", np.ones((1, 30, 40), np.uint8)), chunk_px=256, zstd_level=1)
+        == 1
+    )
 
 
 def test_where_there_is_nothing_no_file_is_written(tmp_path):

@@ -14,6 +14,7 @@ import shapely
 
 from ki67.errors import Finding, Flag, Ki67Error
 from ki67.geometry import Mask
+from ki67.nuclei_geojson import write_nuclei_geojson
 from ki67.storage import (
     guard_text,
     read_image,
@@ -30,7 +31,6 @@ from ki67.storage import (
     write_image_png,
     write_json,
     write_mask_png,
-    write_nuclei_geojson,
     write_nuclei_parquet,
     write_slide_zarr,
     write_tumor_zarr,
@@ -62,6 +62,14 @@ def drawn_nuclei(count: int, *, outside: int = 0) -> gpd.GeoDataFrame:
         },
         geometry=shapely.polygons(outlines),
     )
+
+
+def write_detections(path: Path, nuclei: gpd.GeoDataFrame, mpp: float, **options) -> dict:
+    """Write nuclei for QuPath by way of their table, and read them again."""
+    table = path.with_suffix(".parquet")
+    write_nuclei_parquet(table, nuclei)
+    write_nuclei_geojson(path, table, mpp, **options)
+    return json.loads(gzip.decompress(path.read_bytes()))
 
 
 def drawn_mask(shape: tuple[int, int] = (70, 90), frame: str = "ki67") -> Mask:
@@ -328,8 +336,7 @@ def test_nuclei_come_back_from_parquet_with_their_types(tmp_path, count):
 
 
 def test_qupath_finds_detections_in_pixels_of_level_0(tmp_path):
-    write_nuclei_geojson(tmp_path / "n.geojson.gz", drawn_nuclei(10, outside=3), 0.3, slide_id="S1")
-    collection = json.loads(gzip.decompress((tmp_path / "n.geojson.gz").read_bytes()))
+    collection = write_detections(tmp_path / "n.geojson.gz", drawn_nuclei(10, outside=3), 0.3, slide_id="S1")
     assert collection["type"] == "FeatureCollection"
     features = collection["features"]
     assert len(features) == 7
@@ -347,33 +354,36 @@ def test_qupath_finds_detections_in_pixels_of_level_0(tmp_path):
     assert len(ring) == 9
 
 
-def test_every_outline_survives_the_chunks_of_the_stream(tmp_path, monkeypatch):
-    monkeypatch.setattr("ki67.storage.NUCLEI_AT_ONCE", 64)
-    nuclei = drawn_nuclei(300)
-    write_nuclei_geojson(tmp_path / "n.geojson.gz", nuclei, 0.25, slide_id="S1", only_in_tumor=False)
-    back = gpd.GeoDataFrame.from_features(json.loads(gzip.decompress((tmp_path / "n.geojson.gz").read_bytes())))
+def test_every_outline_survives_the_parts_of_the_stream(tmp_path, monkeypatch):
+    monkeypatch.setattr("ki67.nuclei_geojson.NUCLEI_AT_ONCE", 64)
+    monkeypatch.setattr("ki67.storage.NUCLEI_IN_GROUP", 100)
+    nuclei = drawn_nuclei(300, outside=150)
+    collection = write_detections(tmp_path / "n.geojson.gz", nuclei, 0.25, slide_id="S1", only_in_tumor=False)
+    back = gpd.GeoDataFrame.from_features(collection)
     assert len(back) == 300
     distance = shapely.hausdorff_distance(
         back.geometry.to_numpy(), shapely.transform(nuclei.geometry.to_numpy(), lambda xy: xy / 0.25)
     )
     assert distance.max() < 0.1
+    inside = write_detections(tmp_path / "i.geojson.gz", nuclei, 0.25, slide_id="S1")
+    assert inside["features"] == collection["features"][:150]
 
 
 def test_detections_are_the_same_bytes_each_time_with_ids_of_their_own(tmp_path):
     ids = []
     for name, slide in [("a", "S1"), ("b", "S1"), ("c", "S2")]:
-        write_nuclei_geojson(tmp_path / f"{name}.geojson.gz", drawn_nuclei(40), 0.25, slide_id=slide)
-        features = json.loads(gzip.decompress((tmp_path / f"{name}.geojson.gz").read_bytes()))["features"]
-        ids.append({feature["id"] for feature in features})
+        collection = write_detections(tmp_path / f"{name}.geojson.gz", drawn_nuclei(40), 0.25, slide_id=slide)
+        ids.append({feature["id"] for feature in collection["features"]})
     assert (tmp_path / "a.geojson.gz").read_bytes() == (tmp_path / "b.geojson.gz").read_bytes()
     assert ids[0] == {str(uuid5(NAMESPACE_URL, f"ki67:S1:{number}")) for number in range(40)}
     assert not ids[0] & ids[2]
 
 
-def test_no_nuclei_give_an_empty_collection(tmp_path):
-    write_nuclei_geojson(tmp_path / "n.geojson.gz", drawn_nuclei(0), 0.25, slide_id="S1")
-    content = gzip.decompress((tmp_path / "n.geojson.gz").read_bytes())
-    assert json.loads(content) == {"type": "FeatureCollection", "features": []}
+@pytest.mark.parametrize(("count", "outside"), [(0, 0), (5, 5)])
+def test_no_nuclei_give_an_empty_collection(tmp_path, count, outside):
+    nuclei = drawn_nuclei(count, outside=outside)
+    content = write_detections(tmp_path / "n.geojson.gz", nuclei, 0.25, slide_id="S1")
+    assert content == {"type": "FeatureCollection", "features": []}
 
 
 # stores
@@ -443,7 +453,7 @@ def test_a_large_slide_stays_within_its_files_and_megabytes(tmp_path):
     write_tumor_zarr(tmp_path / "tumor_he.ome.zarr", tumor)
     write_tumor_zarr(tmp_path / "tumor_ki67.ome.zarr", tumor)
     write_nuclei_parquet(tmp_path / "nuclei.parquet", nuclei)
-    write_nuclei_geojson(tmp_path / "nuclei.geojson.gz", nuclei, 0.25, slide_id="S1")
+    write_nuclei_geojson(tmp_path / "nuclei.geojson.gz", tmp_path / "nuclei.parquet", 0.25, slide_id="S1")
     write_slide_zarr(tmp_path / "ki67.zarr", nuclei, tumor, RECORD, MEASURES)
     records_and_pictures = 13
     assert len(files_in(tmp_path)) + records_and_pictures <= 45

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ki67 import storage
 from ki67.errors import SlideError
+from ki67.nuclei_geojson import write_nuclei_geojson
 from ki67.nucleus_table import empty_nuclei
 from ki67.provenance import stage_log, versions
 from ki67.slides import open_slide
@@ -34,7 +35,7 @@ with stage_log(snakemake.log[0], stage="nuclei", name=SLIDE) as log:
         told["findings"].append(error.finding)
     storage.write_empty_probabilities(OUTPUT.get("probabilities"))
     storage.write_nuclei_parquet(OUTPUT.nuclei, nuclei)
-    storage.write_nuclei_geojson(OUTPUT.geojson, nuclei, checked["mpp"] if len(nuclei) else 1.0, slide_id=SLIDE)
+    write_nuclei_geojson(OUTPUT.geojson, OUTPUT.nuclei, checked["mpp"] if len(nuclei) else 1.0, slide_id=SLIDE)
     log.note(f"{len(nuclei)} nuclei, {int(nuclei['positive'].sum())} positive")
     last = {"nuclei": len(nuclei), "seconds": log.seconds, "versions": VERSIONS}
     storage.write_json(OUTPUT.record, told | last)
