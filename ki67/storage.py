@@ -164,21 +164,30 @@ def _is_numeric(column: pandas.Series[Any]) -> bool:
     return bool(is_numeric_dtype(column))
 
 
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]+")
+# A semicolon ends a cell as well where spreadsheets write decimals with a comma.
+_FORMULA = re.compile(r"""(^|;)([\s"']*)([=+\-@＝＋－＠][^;]*)""")
+
+
 def guard_text(value: Any) -> Any:
     """Text made harmless for spreadsheets; numbers, also those written as text, and other values as they are.
 
-    Control characters become spaces, so a row stays a line, and what begins with ``=``, ``+``, ``-`` or ``@`` gets an
-    apostrophe in front (OWASP, CSV injection).
+    Control characters become spaces, so a row stays a line, and what begins with ``=``, ``+``, ``-`` or ``@``, at the
+    start or after a semicolon, gets an apostrophe in front (OWASP, CSV injection).
 
     Examples
     --------
-    >>> guard_text("=1+1"), guard_text("-0.5"), guard_text("S1")
-    ("'=1+1", '-0.5', 'S1')
+    >>> guard_text("=1+1"), guard_text("-0.5"), guard_text("S1"), guard_text("a;@b")
+    ("'=1+1", '-0.5', 'S1', "a;'@b")
     """
     if not isinstance(value, str):
         return value
-    text = re.sub(r"[\x00-\x1f\x7f]+", " ", value).strip()
-    return "'" + text if text[:1] in {"=", "+", "-", "@", "＝", "＋", "－", "＠"} and not _is_number(text) else text
+    return _FORMULA.sub(_guarded, _CONTROLS.sub(" ", value).strip())
+
+
+def _guarded(found: re.Match[str]) -> str:
+    start, space, text = found.groups()
+    return found[0] if _is_number(text.strip()) else f"{start}{space}'{text}"
 
 
 def _is_number(text: str) -> bool:
@@ -487,30 +496,25 @@ def _remove_empty_groups(table: Path) -> None:
             shutil.rmtree(group)
 
 
-def write_cohort_zarr(
-    path: str | Path, slides: pandas.DataFrame, measures: Sequence[str], provenance: Mapping[str, Any]
-) -> None:
-    """Write the cohort as AnnData: a row a slide, its measures in ``X``, everything else of the table in ``obs``.
+def write_cohort_zarr(path: str | Path, slides: pandas.DataFrame, provenance: Mapping[str, Any]) -> None:
+    """Write the cohort as AnnData: a row a slide, all numbers of the table in ``X``, its texts in ``obs``.
 
     Parameters
     ----------
     slides
-        One row a slide, with a column ``slide`` of unique ids.
-    measures
-        Columns that become ``X``, float64, NaN where there is none.
+        One row a slide, with a column ``slide`` of unique ids. Every other numeric column is a measure, float64, NaN
+        where there is none; flags and other texts are empty where there are none.
     provenance
         Goes into ``uns["provenance"]`` as JSON text, so that any nesting survives.
     """
     import pandas as pd
     from anndata import AnnData
 
-    values = slides[list(measures)].astype("float64").to_numpy()
-    described = slides.drop(columns=list(measures)).set_index("slide")
+    measures = [name for name in slides.columns if name != "slide" and _is_numeric(slides[name])]
+    values = slides[measures].astype("float64").to_numpy()
+    described = slides.drop(columns=measures).set_index("slide").fillna("").astype(str)
     described.index = described.index.astype(str)
-    for name in described.columns:
-        column = described[name]
-        described[name] = column.astype("float64") if _is_numeric(column) else column.fillna("").astype(str)
-    table = AnnData(values, described, pd.DataFrame(index=list(measures)))
+    table = AnnData(values, described, pd.DataFrame(index=measures))
     table.uns["provenance"] = json.dumps(to_plain(provenance), ensure_ascii=False)
     with whole(path) as partial, _without_format_notices():
         table.write_zarr(partial)

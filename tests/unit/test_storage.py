@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import shapely
+import zarr
 
 from ki67.errors import Finding, Flag, Ki67Error
 from ki67.geometry import Mask
@@ -27,6 +28,7 @@ from ki67.storage import (
     whole,
     write_cohort_zarr,
     write_csv,
+    write_empty_probabilities,
     write_image_jpeg,
     write_image_png,
     write_json,
@@ -196,6 +198,11 @@ def test_a_path_is_no_part_of_a_record():
         ("\r\n@x", "'@x"),
         ("＝1+1", "'＝1+1"),
         ("two\nlines", "two lines"),
+        ("line\u2028=1", "line =1"),
+        ("\ufeff=1", "'=1"),
+        ('"=1+1', "\"'=1+1"),
+        ("P1; =1+1;-0.5;@x", "P1; '=1+1;-0.5;'@x"),
+        ("10-20%", "10-20%"),
         ("-0.5", "-0.5"),
         ("+1e-3", "+1e-3"),
         ("S1", "S1"),
@@ -320,6 +327,24 @@ def test_viewers_read_tumour_images_through_ome_zarr(tmp_path):
     assert (coarse > 0).mean() == pytest.approx(mask.pixels.mean(), rel=0.01)
 
 
+def test_a_slide_without_nuclei_has_valid_probabilities_of_one_pixel(tmp_path):
+    from ome_zarr_models import open_ome_zarr
+
+    from ki67.networks import NUCLEUS_CLASSES
+
+    path = tmp_path / "p.ome.zarr"
+    write_empty_probabilities(None)
+    write_empty_probabilities(path)
+    open_ome_zarr(path, version="0.5")
+    group = zarr.open_group(path, mode="r")
+    assert group.attrs["ki67"] == {"frame": "ki67", "channels": list(NUCLEUS_CLASSES)}
+    assert group["s0"].shape == (5, 1, 1)
+    write_tumor_zarr(tmp_path / "t.ome.zarr", drawn_mask())
+    before = files_in(tmp_path / "t.ome.zarr")
+    write_empty_probabilities(tmp_path / "t.ome.zarr")  # what a network wrote stays
+    assert files_in(tmp_path / "t.ome.zarr") == before
+
+
 # nuclei
 
 
@@ -436,13 +461,13 @@ def test_the_cohort_opens_as_anndata(tmp_path):
             "reference_index": [0.25, np.nan],
         }
     )
-    write_cohort_zarr(tmp_path / "cohort.zarr", slides, ("index", "total"), {"versions": {"ki67": "1"}})
+    write_cohort_zarr(tmp_path / "cohort.zarr", slides, {"versions": {"ki67": "1"}})
     table = anndata.read_zarr(tmp_path / "cohort.zarr")
     assert list(table.obs_names) == ["S2", "S1"]
-    assert np.allclose(table.X, [[0.2, 100], [np.nan, np.nan]], equal_nan=True)
+    assert list(table.var_names) == ["index", "total", "reference_index"]
+    assert np.allclose(table.X, [[0.2, 100, 0.25], [np.nan] * 3], equal_nan=True)
     assert list(table.obs["flags"]) == ["", "no_ki67;pen_mark"]
     assert list(table.obs["patient"]) == ["P1", ""]
-    assert table.obs["reference_index"].iloc[0] == 0.25
     assert json.loads(table.uns["provenance"]) == {"versions": {"ki67": "1"}}
     assert "index" in slides.columns
 
