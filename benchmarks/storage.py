@@ -66,7 +66,7 @@ def in_own_process(work: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def tell(result: dict[str, Any]) -> None:
-    typer.echo(json.dumps({key: round(value, 2) for key, value in result.items()}))
+    typer.echo(json.dumps({key: round(value, 3) for key, value in result.items()}))
 
 
 def drawn_nuclei(count: int) -> geopandas.GeoDataFrame:
@@ -187,7 +187,7 @@ def cohort(slides: int = 3000) -> None:
 
 @app.command()
 def checksum(files: Annotated[list[Path], typer.Argument(help="Slides.")]) -> None:
-    """Checksum of samples, and for comparison of all bytes, the first time from disk if nothing has read them lately."""
+    """Checksum of samples, and for comparison of all bytes; from disk if nothing has read them lately."""
     for path in files:
         sampled = measured(file_checksum, path)
         entire = measured(lambda path=path: _all_bytes(path))
