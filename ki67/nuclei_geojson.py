@@ -14,7 +14,7 @@ from ki67.storage import classification, object_ids, whole
 if TYPE_CHECKING:
     import pyarrow
 
-NUCLEI_AT_ONCE = 20_000
+NUCLEI_AT_ONCE = 5_000
 _GZIP_LEVEL = 2
 QUPATH_MEASUREMENTS: dict[str, str] = {
     "probability": "Probability",
@@ -62,10 +62,12 @@ def _parts(table: str | Path, only_in_tumor: bool) -> Iterator[pyarrow.RecordBat
 
     columns = ["nucleus_id", "positive", "in_tumor", *QUPATH_MEASUREMENTS, "geometry"]
     with ParquetFile(table) as file:
-        for batch in file.iter_batches(batch_size=NUCLEI_AT_ONCE, columns=columns, use_threads=False):
-            part = batch.filter(batch["in_tumor"]) if only_in_tumor else batch
-            if part.num_rows:
-                yield part
+        # Group by group: the bytes of a group are kept until the iterator that has read them ends.
+        for group in range(file.num_row_groups):
+            for batch in file.iter_batches(NUCLEI_AT_ONCE, row_groups=[group], columns=columns, use_threads=False):
+                part = batch.filter(batch["in_tumor"]) if only_in_tumor else batch
+                if part.num_rows:
+                    yield part
 
 
 def _features(nuclei: pyarrow.RecordBatch, level0_mpp: float, slide_id: str) -> list[str]:

@@ -189,13 +189,14 @@ def test_detections_for_qupath_are_the_counted_nuclei(scored: Finished) -> None:
 
 
 @pytest.fixture(scope="session")
-def with_probabilities(scored: Finished, slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def with_probabilities(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of a good slide, one without tissue and one without a file, with everything kept."""
     folder = tmp_path_factory.mktemp("probabilities")
-    workflow = run_in(scored.workflow.clone, slides, folder, (GOOD[0], BAD["blank"][0], BAD["missing"][0]))
+    rows = (GOOD[0], BAD["blank"][0], BAD["missing"][0])
+    workflow = run_in(copy_clone(folder / "clone"), slides, folder / "run", rows)
     result = workflow.run("--config", "slides=slides.tsv", "keep=probabilities")
     assert result.returncode == 0, result.stdout
-    return folder / "results"
+    return workflow.folder / "results"
 
 
 @pytest.mark.parametrize("slide", ["G1", "B4", "B6"])
