@@ -169,7 +169,7 @@ def aggregate(folder: Path, slides: int) -> dict[str, Any]:
         write_csv(folder / "cohort.csv", records.slides)
         write_csv(folder / "patients.csv", patient_table(records.slides))
         made = cohort_provenance(records, settings={}, versions={})
-        write_cohort_zarr(folder / "cohort.zarr", records.slides, made)
+        write_cohort_zarr(folder / "cohort.zarr", records.slides.assign(**records.checksums), made)
         return {"rows": len(records.slides)}
 
     return measured(work)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ki67.errors import Flag
+from ki67.errors import STAIN_NAMES, Flag
 from ki67.index import CUTOFFS, category_of, wilson_interval
 
 if TYPE_CHECKING:
@@ -134,13 +134,13 @@ class CohortRecords:
         Table of ``slide_table``.
     made
         By ``models``, ``versions``, ``settings`` and ``code``: by name the different values among the slides.
-    inputs
-        By slide and stain, size and checksum of the file.
+    checksums
+        Columns ``sha256_he`` and ``sha256_ki67`` beside those of ``slides`` (``ki67.checksum``), None without a file.
     """
 
     slides: pandas.DataFrame
     made: dict[str, dict[str, list[Any]]]
-    inputs: dict[str, Any]
+    checksums: dict[str, list[str | None]]
 
 
 def gather_records(
@@ -164,8 +164,8 @@ def gather_records(
     with dask.config.set(scheduler="threads", num_workers=workers):
         parts: list[_Part] = bag.map_partitions(lambda records: [_part(list(records))]).compute() if paths else []
     made = {kind: _distinct(part.made[kind] for part in parts) for kind in MADE}
-    inputs = {slide: files for part in parts for slide, files in part.inputs.items()}
-    return CohortRecords(_table([row for part in parts for row in part.rows]), made, inputs)
+    checksums = {f"sha256_{stain}": [one for part in parts for one in part.checksums[stain]] for stain in STAIN_NAMES}
+    return CohortRecords(_table([row for part in parts for row in part.rows]), made, checksums)
 
 
 class _Part(NamedTuple):
@@ -173,7 +173,7 @@ class _Part(NamedTuple):
 
     rows: list[dict[str, Any]]
     made: dict[str, dict[str, list[Any]]]
-    inputs: dict[str, Any]
+    checksums: dict[str, list[str | None]]
 
 
 def _part(records: Sequence[Mapping[str, Any]]) -> _Part:
@@ -182,14 +182,19 @@ def _part(records: Sequence[Mapping[str, Any]]) -> _Part:
         for record in records
     ]
     made = {kind: _distinct(item[kind] for item in listed) for kind in MADE}
-    inputs = {str(record["slide"]): record["inputs"] for record in records if record.get("inputs")}
-    return _Part([_slide_row(record, _readers([record])) for record in records], made, inputs)
+    checksums = {stain: [_checksum(record, stain) for record in records] for stain in STAIN_NAMES}
+    return _Part([_slide_row(record, _readers([record])) for record in records], made, checksums)
+
+
+def _checksum(record: Mapping[str, Any], stain: str) -> str | None:
+    file = (record.get("inputs") or {}).get(stain)
+    return file["sha256"] if file else None
 
 
 def cohort_provenance(
     records: CohortRecords, *, settings: Mapping[str, Any], versions: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What made the tables: settings, versions, what scored the slides, and what was scored.
+    """What made the tables: settings, versions, and what scored the slides.
 
     More than one value of a model, version, setting or code tells of a mixed cohort.
 
@@ -204,7 +209,6 @@ def cohort_provenance(
         "settings": dict(settings),
         "versions": dict(versions),
         "slides": dict(records.made),
-        "inputs": dict(records.inputs),
     }
 
 

@@ -131,8 +131,8 @@ def test_provenance_tells_of_every_model_and_version_that_scored_a_slide_and_of_
             "settings": {"index": [{"preset": "breast"}]},
             "code": {"index": ["x"]},
         },
-        "inputs": {"S1": {"he": None, "ki67": {"bytes": 5, "sampled_bytes": 5, "sha256": "f"}}},
     }
+    assert gathered(both, at_once=2).checksums == {"sha256_he": [None] * 3, "sha256_ki67": [None, "f", None]}
 
 
 @pytest.mark.parametrize(("at_once", "workers"), [(1, 1), (2, 3), (100, 2)])

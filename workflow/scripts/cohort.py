@@ -17,6 +17,6 @@ with stage_log(snakemake.log[0], stage="cohort", name="cohort") as log:
     provenance = cohort_provenance(records, settings=settings, versions=versions(("anndata", "pandas")))
     write_csv(OUTPUT.cohort, slides)
     write_csv(OUTPUT.patients, patients)
-    write_cohort_zarr(OUTPUT.store, slides, provenance)
+    write_cohort_zarr(OUTPUT.store, slides.assign(**records.checksums), provenance)
     write_image_png(OUTPUT.overview, cohort_overview(slides, CUTOFFS))
     log.note(f"{slides['index'].notna().sum()} of {len(slides)} slides scored, {len(patients)} patients")
