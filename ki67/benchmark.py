@@ -20,8 +20,9 @@ from ki67.errors import Ki67Error
 from ki67.geometry import Mask
 from ki67.inference import TILE_PX, InferenceStatistics, Running, keep_freed_memory
 from ki67.networks import Network, Precision, load_network, read_spec
+from ki67.nuclei_geojson import write_nuclei_geojson
 from ki67.slides import Slide, open_slide
-from ki67.storage import write_nuclei_geojson, write_nuclei_parquet, write_tumor_zarr
+from ki67.storage import write_nuclei_parquet, write_tumor_zarr
 from ki67.tissue import find_tissue
 
 _TISSUE_MPP = 8.0
@@ -181,7 +182,7 @@ def _find_nuclei(
     found = detect_nuclei(slide, where, network, running=running)
     written = time.process_time()
     write_nuclei_parquet(folder / "nuclei.parquet", found.table)
-    write_nuclei_geojson(folder / "nuclei.geojson.gz", found.table, slide.mpp, slide_id=slide.slide_id)
+    write_nuclei_geojson(folder / "nuclei.geojson.gz", folder / "nuclei.parquet", slide.mpp, slide_id=slide.slide_id)
     return found.statistics, {"nuclei": len(found.table)}, time.process_time() - written
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ki67.categories import CERTAINTY, CUTOFFS, category_of, certain_category
-from ki67.errors import Flag
+from ki67.errors import STAIN_NAMES, Flag
 from ki67.index import MEASURES
 from ki67.intervals import pooled_interval, pooled_probability_above
 
@@ -19,6 +20,7 @@ COUNTS = ("positive", "total")
 NUMBERS = tuple(name for name in MEASURES if name not in COUNTS)
 FURTHER = tuple(name for name in MEASURES if name not in ("index", "index_low", "index_high", *COUNTS, "tumor_mm2"))
 REFERENCE = "reference_index"
+MADE = ("models", "versions", "settings", "code")
 REGISTRATION = {"verdict": "registration", "ncc": "registration_ncc", "estimated_error_um": "registration_error_um"}
 
 
@@ -36,13 +38,21 @@ def slide_table(records: Iterable[Mapping[str, Any]]) -> pandas.DataFrame:
         The columns of ``cohort.csv`` (docs/outputs.md). Numbers are NaN and counts ``<NA>`` where there are none.
         Holds nothing that differs between two runs on the same slides.
     """
+    return _table([_slide_row(record, _readers([record])) for record in records])
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
     import pandas as pd
 
-    rows = list(records)
-    readers = sorted({name for row in rows for name in row if name.startswith(f"{REFERENCE}_")})
-    table = pd.DataFrame([_slide_row(row, readers) for row in rows], columns=_slide_columns(readers))
+    readers = _readers(rows)
+    table = pd.DataFrame(rows, columns=_slide_columns(readers))
     floats = (*NUMBERS, REFERENCE, *readers, "tumor_he_mm2", "registration_ncc", "registration_error_um")
     return table.astype(dict.fromkeys(floats, "float64") | dict.fromkeys(COUNTS, "Int64"))
+
+
+def _readers(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Columns of further readers."""
+    return sorted({name for row in rows for name in row if name.startswith(f"{REFERENCE}_")})
 
 
 def _slide_columns(readers: Sequence[str]) -> list[str]:
@@ -139,34 +149,99 @@ def _patient_row(
     }
 
 
-def cohort_provenance(
-    records: Iterable[Mapping[str, Any]], *, cutoffs: Sequence[float], versions: Mapping[str, str]
-) -> dict[str, Any]:
-    """What made the tables: cut-offs, versions, and every model and version that scored one of the slides.
+@dataclass(frozen=True)
+class CohortRecords:
+    """What the tables of a cohort need of the slides' records, which hold much more.
+
+    Attributes
+    ----------
+    slides
+        Table of ``slide_table``.
+    made
+        By ``models``, ``versions``, ``settings`` and ``code``: by name the different values among the slides.
+    checksums
+        Columns ``sha256_he`` and ``sha256_ki67`` beside those of ``slides`` (``ki67.checksum``), None without a file.
+    """
+
+    slides: pandas.DataFrame
+    made: dict[str, dict[str, list[Any]]]
+    checksums: dict[str, list[str | None]]
+
+
+def gather_records(
+    paths: Sequence[str], read: Callable[[str], Mapping[str, Any]], *, at_once: int = 100, workers: int = 2
+) -> CohortRecords:
+    """Read the records of all slides through dask, ``at_once`` a worker, keeping of each only what the tables need.
 
     Parameters
     ----------
-    records
-        Records of slides as ``ki67.json`` holds them.
-    cutoffs
-        Fractions between the categories.
+    paths
+        Of the records ``ki67.json``, in the order of the sheet, in which the rows are.
+    read
+        Gives the record of a path.
+    workers
+        Threads, which help where files come over a network; the result does not depend on them.
+    """
+    import dask
+    import dask.bag
+
+    bag = dask.bag.from_sequence(paths, partition_size=at_once).map(read)
+    with dask.config.set(scheduler="threads", num_workers=workers):
+        parts: list[_Part] = bag.map_partitions(lambda records: [_part(list(records))]).compute() if paths else []
+    made = {kind: _distinct(part.made[kind] for part in parts) for kind in MADE}
+    checksums = {f"sha256_{stain}": [one for part in parts for one in part.checksums[stain]] for stain in STAIN_NAMES}
+    return CohortRecords(_table([row for part in parts for row in part.rows]), made, checksums)
+
+
+class _Part(NamedTuple):
+    """What is kept of some records; see ``CohortRecords``."""
+
+    rows: list[dict[str, Any]]
+    made: dict[str, dict[str, list[Any]]]
+    checksums: dict[str, list[str | None]]
+
+
+def _part(records: Sequence[Mapping[str, Any]]) -> _Part:
+    listed = [
+        {kind: {name: [value] for name, value in (record.get(kind) or {}).items()} for kind in MADE}
+        for record in records
+    ]
+    made = {kind: _distinct(item[kind] for item in listed) for kind in MADE}
+    checksums = {stain: [_checksum(record, stain) for record in records] for stain in STAIN_NAMES}
+    return _Part([_slide_row(record, _readers([record])) for record in records], made, checksums)
+
+
+def _checksum(record: Mapping[str, Any], stain: str) -> str | None:
+    file = (record.get("inputs") or {}).get(stain)
+    return file["sha256"] if file else None
+
+
+def cohort_provenance(
+    records: CohortRecords, *, settings: Mapping[str, Any], versions: Mapping[str, str]
+) -> dict[str, Any]:
+    """What made the tables: settings, versions, and what scored the slides.
+
+    More than one value of a model, version, setting or code tells of a mixed cohort.
+
+    Parameters
+    ----------
+    settings
+        Of the cohort stage, such as the cut-offs.
     versions
         Of the packages that make the tables.
     """
-    rows = list(records)
     return {
-        "cutoffs": list(cutoffs),
+        "settings": dict(settings),
         "versions": dict(versions),
-        "models": _distinct(row.get("models") for row in rows),
-        "slide_versions": _distinct(row.get("versions") for row in rows),
+        "slides": dict(records.made),
     }
 
 
-def _distinct(items: Iterable[Mapping[str, Any] | None]) -> dict[str, list[Any]]:
-    """By key the different values it has, in the order they are met; more than one tells of a mixed cohort."""
+def _distinct(items: Iterable[Mapping[str, Sequence[Any]]]) -> dict[str, list[Any]]:
+    """By key all different values, in the order they are met."""
     found: dict[str, list[Any]] = {}
-    for key, value in (pair for item in items if item for pair in item.items()):
-        values = found.setdefault(key, [])
-        if value not in values:
-            values.append(value)
+    for item in items:
+        for key, values in item.items():
+            known = found.setdefault(key, [])
+            known.extend(value for value in values if value not in known)
     return dict(sorted(found.items()))

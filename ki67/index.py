@@ -268,9 +268,8 @@ def slide_record(
     patient: str,
     stages: Mapping[str, Mapping[str, Any]],
     references: Mapping[str, float | None],
-    versions: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Everything the stages know about a slide, as ``ki67.json`` holds it.
+    """Everything the stages found on a slide, as ``ki67.json`` holds it beside ``ki67.provenance.slide_provenance``.
 
     Parameters
     ----------
@@ -282,8 +281,6 @@ def slide_record(
         Records of the stages by name: ``check``, ``tumor``, ``register``, ``transfer``, ``nuclei``.
     references
         Readers' indices by column of the sample sheet.
-    versions
-        Of the packages.
     """
     findings = slide_findings(result, stages, slide_id=slide)
     registration, tumor_he = stages.get("register", {}), stages.get("tumor", {})
@@ -308,8 +305,6 @@ def slide_record(
             for key, suffix in (("model", ""), ("coarse_model", "_coarse"))
             if record.get(key)
         },
-        "versions": dict(versions),
-        "seconds": {name: record["seconds"] for name, record in stages.items() if "seconds" in record},
     }
 
 

@@ -12,11 +12,12 @@ import logging
 import platform
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 LOGGER = logging.getLogger("ki67")
 PACKAGE = "ki67"
@@ -129,9 +130,53 @@ class StageLog:
         """Seconds since the stage began, to a hundredth."""
         return round(time.monotonic() - self._started_s, 2)
 
+    def record(self, params: Mapping[str, Any], distributions: Iterable[str]) -> dict[str, Any]:
+        """What made the stage's results, as the record of the stage holds it.
+
+        Parameters
+        ----------
+        params
+            The rule's, of which ``settings`` (those of the configuration that the stage depends on) and ``code`` (the
+            digest of the script and its modules) are told.
+        distributions
+            Those whose versions matter.
+        """
+        told = {"settings": dict(params["settings"]), "code": params["code"]}
+        return {"seconds": self.seconds, "versions": versions(distributions), **told}
+
     def line(self, stage: str, name: str) -> str:
         """The line that closes the stage."""
         return f"{name} {stage}: {', '.join((*self._notes, f'{self.seconds:.1f} s'))}"
+
+
+def slide_provenance(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What made the result of a slide, put together from the records of all its stages.
+
+    Parameters
+    ----------
+    stages
+        Records by the name of the stage; that of ``check`` tells of the files.
+
+    Returns
+    -------
+    ``inputs`` (by stain, see ``ki67.checksum``), ``settings``, ``code`` and ``seconds`` (by stage), ``versions`` (by
+    package, two with a comma between them where stages ran with different ones).
+    """
+    found: dict[str, list[str]] = {}
+    for record in stages.values():
+        for name, version in record.get("versions", {}).items():
+            known = found.setdefault(name, [])
+            known.extend([version] if version not in known else [])
+    by_stage = {
+        key: {stage: record[key] for stage, record in stages.items() if key in record}
+        for key in ("settings", "code", "seconds")
+    }
+    files = stages.get("check", {}).get("stains", {})
+    return {
+        "inputs": {stain: checked and checked.get("file") for stain, checked in files.items()},
+        "versions": {name: ", ".join(versions) for name, versions in found.items()},
+        **by_stage,
+    }
 
 
 @contextmanager

@@ -26,6 +26,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from ki67.checksum import file_checksum
 from ki67.errors import STAIN_NAMES, Finding, Flag, SlideError, Stain
 from ki67.jpeg_tiles import JpegTiles, TileLayout, tile_layouts
 
@@ -318,6 +319,11 @@ def companion_files(path: Path | str) -> list[Path]:
     if suffix == ".dcm":
         return _dicom_companions(path)
     return []
+
+
+def slide_checksum(path: Path | str) -> dict[str, Any] | None:
+    """Size and checksum of the samples of a slide, with all files that it consists of (``ki67.checksum``)."""
+    return file_checksum(path, companion_files(path))
 
 
 def _check_file(path: Path, slide_id: str, stain: Stain) -> None:

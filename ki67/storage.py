@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from ki67.errors import Ki67Error, Stain
 from ki67.geometry import Mask
+from ki67.pyramid import add_coarser_levels, create_level, ome_attributes, shards_of, shrink
 from ki67.regions import outline_mask
 
 if TYPE_CHECKING:
@@ -37,23 +38,23 @@ if TYPE_CHECKING:
 
 PARTIAL_PREFIX = ".partial-"
 CHUNK_PX = 512
-LARGEST_COARSE_LEVEL_PX = 2048
-MOST_LEVELS = 3
-LEVEL_FACTOR = 4
+SHARD_PX = 8192
+_ZSTD_LEVEL = 5
 TUMOR_CHANNELS = {"mask": "00C8FF", "probability": "FFFFFF"}
-NUCLEI_AT_ONCE = 20_000
-_GZIP_LEVEL = 2
+NUCLEUS_CHANNELS: dict[str, str] = {
+    "background": "FFFFFF",
+    "positive_nucleus": "D52020",
+    "positive_membrane": "FF9090",
+    "negative_nucleus": "005CD6",
+    "negative_membrane": "90C0FF",
+}
+"""Classes of ``ki67.networks.NUCLEUS_CLASSES``, with their colours in viewers."""
+NUCLEI_IN_GROUP = 50_000
 CLASS_COLORS: dict[str, tuple[int, int, int]] = {
     "Positive": (213, 32, 32),
     "Negative": (0, 92, 214),
     "Tumor": (200, 0, 0),  # as QuPath has it
     "Hot spot": (200, 0, 160),
-}
-QUPATH_MEASUREMENTS: dict[str, str] = {
-    "probability": "Probability",
-    "area_um2": "Area um^2",
-    "dab_od": "DAB OD",
-    "hematoxylin_od": "Hematoxylin OD",
 }
 
 
@@ -166,21 +167,30 @@ def _is_numeric(column: pandas.Series[Any]) -> bool:
     return bool(is_numeric_dtype(column))
 
 
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]+")
+# A semicolon ends a cell as well where spreadsheets write decimals with a comma.
+_FORMULA = re.compile(r"""(^|;)([\s"']*)([=+\-@＝＋－＠][^;]*)""")
+
+
 def guard_text(value: Any) -> Any:
     """Text made harmless for spreadsheets; numbers, also those written as text, and other values as they are.
 
-    Control characters become spaces, so a row stays a line, and what begins with ``=``, ``+``, ``-`` or ``@`` gets an
-    apostrophe in front (OWASP, CSV injection).
+    Control characters become spaces, so a row stays a line, and what begins with ``=``, ``+``, ``-`` or ``@``, at the
+    start or after a semicolon, gets an apostrophe in front (OWASP, CSV injection).
 
     Examples
     --------
-    >>> guard_text("=1+1"), guard_text("-0.5"), guard_text("S1")
-    ("'=1+1", '-0.5', 'S1')
+    >>> guard_text("=1+1"), guard_text("-0.5"), guard_text("S1"), guard_text("a;@b")
+    ("'=1+1", '-0.5', 'S1', "a;'@b")
     """
     if not isinstance(value, str):
         return value
-    text = re.sub(r"[\x00-\x1f\x7f]+", " ", value).strip()
-    return "'" + text if text[:1] in {"=", "+", "-", "@", "＝", "＋", "－", "＠"} and not _is_number(text) else text
+    return _FORMULA.sub(_guarded, _CONTROLS.sub(" ", value).strip())
+
+
+def _guarded(found: re.Match[str]) -> str:
+    start, space, text = found.groups()
+    return found[0] if _is_number(text.strip()) else f"{start}{space}'{text}"
 
 
 def _is_number(text: str) -> bool:
@@ -246,8 +256,9 @@ def _decode(path: str | Path, mode: int) -> NDArray[np.uint8]:
 def write_tumor_zarr(path: str | Path, mask: Mask, probability: NDArray[np.uint8] | None = None) -> None:
     """Write a tumour mask, and the probability it came from, as OME-Zarr 0.5 in few files.
 
-    Axes c, y, x, uint8, one shard a level, up to three levels, each four times coarser. Channel ``mask`` is 0 or 255,
-    channel ``probability`` 0 to 255; both in the mask's frame, the scale in microns.
+    Axes c, y, x, uint8, up to three levels, each four times coarser; a file for each ``SHARD_PX``² pixels of the finest
+    level. Channel ``mask`` is 0 or 255, channel ``probability`` 0 to 255; both in the mask's frame, scale in microns.
+    No more than a shard is in memory besides what is given.
 
     Parameters
     ----------
@@ -263,13 +274,36 @@ def write_tumor_zarr(path: str | Path, mask: Mask, probability: NDArray[np.uint8
         raise Ki67Error(f"tumour mask {mask.pixels.shape} and probability {probability.shape} differ in shape")
     import zarr
 
-    levels = list(_levels(mask.pixels, probability))
+    channels = dict(list(TUMOR_CHANNELS.items())[: 1 if probability is None else 2])
+    how = {"chunk_px": CHUNK_PX, "zstd_level": _ZSTD_LEVEL}
+    rows, columns = mask.pixels.shape
     with whole(path) as partial:
-        channels = dict(list(TUMOR_CHANNELS.items())[: len(levels[0])])
-        attributes = ome_attributes("tumor", mask.frame, mask.mpp, channels, len(levels))
+        group = zarr.create_group(partial, zarr_format=3)
+        finest = create_level(group, 0, (len(channels), rows, columns), shard_px=(SHARD_PX, SHARD_PX), **how)
+        for part in shards_of(finest):
+            planes = [mask.pixels[part].view(np.uint8) * np.uint8(255)]
+            finest[:, part[0], part[1]] = np.stack(planes if probability is None else [*planes, probability[part]])
+        levels = add_coarser_levels(group, coarsen=_shrink_tumor, **how)
+        group.update_attributes(ome_attributes("tumor", mask.frame, mask.mpp, channels, levels))
+
+
+def _shrink_tumor(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A coarser image in which the mask, the first channel, is again 0 or 255."""
+    coarse = shrink(image)
+    coarse[0] = np.where(coarse[0] >= 128, 255, 0)
+    return coarse
+
+
+def write_empty_probabilities(path: str | Path | None) -> None:
+    """Write an image of one pixel, 0 in all classes, where no network looked at a slide; None is no image."""
+    import zarr
+
+    if path is None or Path(path).exists():
+        return
+    with whole(path) as partial:
+        attributes = ome_attributes("probability", "ki67", 0.5, NUCLEUS_CHANNELS, 1)
         group = zarr.create_group(partial, zarr_format=3, attributes=attributes)
-        for number, level in enumerate(levels):
-            _write_level(group, f"s{number}", level)
+        create_level(group, 0, (len(NUCLEUS_CHANNELS), 1, 1), chunk_px=1, shard_px=(1, 1), zstd_level=1)
 
 
 def read_tumor_zarr(path: str | Path, frame: Stain) -> Mask:
@@ -309,80 +343,6 @@ def _read_plane(group: zarr.Group, name: str, channel: int) -> NDArray[np.uint8]
     return np.asarray(array[channel], dtype=np.uint8)
 
 
-def _levels(mask: NDArray[np.bool_], probability: NDArray[np.uint8] | None) -> Iterator[NDArray[np.uint8]]:
-    """Images ``(channels, rows, columns)``, finest first, until a level is small enough to draw whole."""
-    planes = [mask.astype(np.uint8) * 255] + ([] if probability is None else [probability.astype(np.uint8)])
-    for _ in range(MOST_LEVELS):
-        yield np.stack(planes)
-        if max(planes[0].shape) <= LARGEST_COARSE_LEVEL_PX:
-            return
-        planes = [shrink(plane) for plane in planes]
-        planes[0] = np.where(planes[0] >= 128, 255, 0).astype(np.uint8)
-
-
-def shrink(plane: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Mean of each block of LEVEL_FACTOR² pixels; blocks at the lower and right edge are filled up by repetition."""
-    rows, columns = (-(-size // LEVEL_FACTOR) for size in plane.shape)
-    margins = [(0, rows * LEVEL_FACTOR - plane.shape[0]), (0, columns * LEVEL_FACTOR - plane.shape[1])]
-    padded = np.pad(plane, margins, mode="edge")
-    return np.asarray(cv2.resize(padded, (columns, rows), interpolation=cv2.INTER_AREA), dtype=np.uint8)
-
-
-def ome_attributes(name: str, frame: Stain, mpp: float, channels: Mapping[str, str], levels: int) -> dict[str, Any]:
-    """Metadata of an OME-Zarr 0.5 image (https://ngff.openmicroscopy.org/0.5), and of this project beside it.
-
-    Parameters
-    ----------
-    name
-        Of the image.
-    mpp
-        Microns per pixel of the finest level; every next one is ``LEVEL_FACTOR`` times coarser.
-    channels
-        Label to colour, in order.
-    levels
-        Number of levels, at the paths ``s0``, ``s1``, ...
-    """
-    space = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "yx"]
-    scales = [[1.0, *[mpp * LEVEL_FACTOR**number] * 2] for number in range(levels)]
-    # an image coarsened by block means has its first pixel's centre half a block further in
-    shifts = [[0.0, *[(scale[-1] - mpp) / 2] * 2] for scale in scales]
-    datasets = [
-        {"path": f"s{number}", "coordinateTransformations": _scale_and_shift(scale, shift)}
-        for number, (scale, shift) in enumerate(zip(scales, shifts, strict=True))
-    ]
-    multiscale = {"name": name, "axes": [{"name": "c", "type": "channel"}, *space], "datasets": datasets}
-    shown = [_channel(label, color) for label, color in channels.items()]
-    ome = {"version": "0.5", "multiscales": [multiscale], "omero": {"channels": shown}}
-    return {"ome": ome, "ki67": {"frame": frame, "channels": list(channels)}}
-
-
-def _scale_and_shift(scale: list[float], shift: list[float]) -> list[dict[str, Any]]:
-    moved = [{"type": "translation", "translation": shift}] if any(shift) else []
-    return [{"type": "scale", "scale": scale}, *moved]
-
-
-def _channel(label: str, color: str) -> dict[str, Any]:
-    window = {"min": 0, "max": 255, "start": 0, "end": 255}
-    return {"label": label, "color": color, "active": True, "window": window}
-
-
-def _write_level(group: zarr.Group, name: str, level: NDArray[np.uint8]) -> None:
-    from zarr.codecs import ZstdCodec
-
-    chunk = tuple(min(CHUNK_PX, size) for size in level.shape[1:])
-    shard = tuple(-(-size // step) * step for size, step in zip(level.shape[1:], chunk, strict=True))
-    array = group.create_array(
-        name,
-        shape=level.shape,
-        dtype=level.dtype,
-        chunks=(1, *chunk),
-        shards=(level.shape[0], *shard),
-        compressors=ZstdCodec(level=5),
-        dimension_names=("c", "y", "x"),
-    )
-    array[:] = level
-
-
 def write_tumor_geojson(path: str | Path, mask: Mask, level0_mpp: float | None, *, slide_id: str) -> None:
     """Write a tumour mask as GeoJSON for QuPath: an annotation of class ``Tumor`` for each region, in level-0 pixels.
 
@@ -406,7 +366,7 @@ def write_tumor_geojson(path: str | Path, mask: Mask, level0_mpp: float | None, 
         raise Ki67Error(f"{slide_id}: a tumour mask without microns per pixel of its slide; run the stage check again")
     scale = mask.mpp / (level0_mpp or 1.0)
     polygons = outline_mask(mask.pixels)
-    ids = _object_ids(f"ki67:{slide_id}:tumor_{mask.frame}:", range(len(polygons)))
+    ids = object_ids(f"ki67:{slide_id}:tumor_{mask.frame}:", range(len(polygons)))
     lines = (_annotation(polygon, scale, name) for polygon, name in zip(polygons, ids, strict=True))
     write_text(path, '{"type":"FeatureCollection","features":[\n' + ",\n".join(lines) + "\n]}\n")
 
@@ -416,7 +376,7 @@ def _annotation(polygon: shapely.Polygon, scale: float, object_id: str) -> str:
     rings = (np.asarray(ring.coords) * scale for ring in (polygon.exterior, *polygon.interiors))
     coordinates = [np.round(ring, 2).tolist() for ring in rings]
     geometry = json.dumps({"type": "Polygon", "coordinates": coordinates}, separators=(",", ":"))
-    properties = f'{{"objectType":"annotation","classification":{_classification("Tumor")}}}'
+    properties = f'{{"objectType":"annotation","classification":{classification("Tumor")}}}'
     return f'{{"type":"Feature","id":"{object_id}","geometry":{geometry},"properties":{properties}}}'
 
 
@@ -432,7 +392,7 @@ def write_hot_spots_geojson(
     slide_id
         Goes with the rank into the annotation's id, so that it is the same in every run.
     """
-    ids = _object_ids(f"ki67:{slide_id}:hot_spot:", range(len(hot_spots)))
+    ids = object_ids(f"ki67:{slide_id}:hot_spot:", range(len(hot_spots)))
     features = [
         {
             "type": "Feature",
@@ -446,7 +406,7 @@ def write_hot_spots_geojson(
             "properties": {
                 "objectType": "annotation",
                 "name": f"Hot spot {rank}",
-                "classification": json.loads(_classification("Hot spot")),
+                "classification": json.loads(classification("Hot spot")),
                 "measurements": {"Ki-67 index": spot.index, "Positive": spot.positive, "Nuclei": spot.total},
             },
         }
@@ -455,19 +415,35 @@ def write_hot_spots_geojson(
     write_json(path, {"type": "FeatureCollection", "features": features})
 
 
-def write_missing_zarr(path: str | Path | None) -> None:
-    """Write a store with nothing in it where a stage that had nothing to do wrote none; None is no store."""
-    import zarr
-
-    if path is not None and not Path(path).exists():
-        with whole(path) as partial:
-            zarr.create_group(partial, zarr_format=3)
-
-
 def write_nuclei_parquet(path: str | Path, nuclei: geopandas.GeoDataFrame) -> None:
-    """Write the table of nuclei as GeoParquet, outlines in microns of the Ki-67 frame, without an index column."""
-    with whole(path) as partial:
-        nuclei.to_parquet(partial, index=False, compression="zstd")
+    """Write the table of nuclei as GeoParquet 1.0, outlines in microns of the Ki-67 frame, without an index column.
+
+    A row group holds ``NUCLEI_IN_GROUP`` nuclei, and no more are turned into bytes at a time. As the table is sorted by
+    y, readers can skip the groups that lie above or below what they look for.
+    """
+    import pyarrow as pa
+    import shapely
+    from pyarrow.parquet import ParquetWriter
+
+    columns = nuclei.drop(columns="geometry")
+    outlines = nuclei.geometry.to_numpy()
+    schema = pa.Schema.from_pandas(columns, preserve_index=False).append(pa.field("geometry", pa.binary()))
+    with whole(path) as partial, ParquetWriter(partial, schema, compression="zstd") as writer:
+        for start in range(0, len(columns), NUCLEI_IN_GROUP):
+            part = slice(start, start + NUCLEI_IN_GROUP)
+            values = pa.Table.from_pandas(columns.iloc[part], preserve_index=False)
+            outlined = values.append_column("geometry", pa.array(shapely.to_wkb(outlines[part]), pa.binary()))
+            writer.write_table(outlined.cast(schema))
+        writer.add_key_value_metadata({"geo": json.dumps(_geo_metadata(outlines))})
+
+
+def _geo_metadata(outlines: NDArray[Any]) -> dict[str, Any]:
+    """What GeoParquet (https://geoparquet.org/releases/v1.0.0) wants to know of polygons in a plane."""
+    import shapely
+
+    box = {"bbox": shapely.total_bounds(outlines).tolist()} if len(outlines) else {}
+    column = {"encoding": "WKB", "geometry_types": ["Polygon"] if len(outlines) else [], "crs": None} | box
+    return {"version": "1.0.0", "primary_column": "geometry", "columns": {"geometry": column}}
 
 
 def read_nuclei_parquet(path: str | Path, columns: Sequence[str] | None = None) -> geopandas.GeoDataFrame:
@@ -477,70 +453,7 @@ def read_nuclei_parquet(path: str | Path, columns: Sequence[str] | None = None) 
     return geopandas.read_parquet(path, columns=columns)
 
 
-def write_nuclei_geojson(
-    path: str | Path,
-    nuclei: geopandas.GeoDataFrame,
-    level0_mpp: float,
-    *,
-    slide_id: str,
-    only_in_tumor: bool = True,
-) -> None:
-    """Write nuclei as gzipped GeoJSON detections for QuPath, in pixels of level 0.
-
-    Parameters
-    ----------
-    nuclei
-        Table of nuclei, outlines in microns of the Ki-67 frame.
-    level0_mpp
-        Microns per pixel of level 0.
-    slide_id
-        Goes with the nucleus id into the detection's id, so that it is the same in every run.
-    only_in_tumor
-        Leave out nuclei outside the tumour, which are not counted.
-    """
-    from imagecodecs import gzip_encode
-
-    chosen = nuclei[nuclei["in_tumor"]] if only_in_tumor else nuclei
-    # libdeflate packs as small as Python's gzip in a third of the time, and writes neither name nor time, so that the
-    # same nuclei give the same bytes. The file is a series of gzip members, which reads as one (RFC 1952, 2.2).
-    with whole(path) as partial, partial.open("wb") as file:
-        head = '{"type":"FeatureCollection","features":[\n'
-        for start in range(0, len(chosen), NUCLEI_AT_ONCE):
-            part = chosen.iloc[start : start + NUCLEI_AT_ONCE]
-            text = head + ",\n".join(_features(part, level0_mpp, slide_id))
-            file.write(gzip_encode(text.encode(), level=_GZIP_LEVEL))
-            head = ",\n"
-        file.write(gzip_encode((("" if len(chosen) else head) + "\n]}\n").encode(), level=_GZIP_LEVEL))
-
-
-def _features(nuclei: geopandas.GeoDataFrame, level0_mpp: float, slide_id: str) -> list[str]:
-    """One line of JSON a nucleus, joined column by column in arrow: a hundred times faster than row by row."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    ids = pa.array(_object_ids(f"ki67:{slide_id}:", nuclei["nucleus_id"].tolist()))
-    classes = pa.array(np.where(nuclei["positive"], *(_classification(name) for name in ("Positive", "Negative"))))
-    measured = [
-        pc.binary_join_element_wise(f'"{label}":', _number_texts(nuclei[name].to_numpy(), 4), "")
-        for name, label in QUPATH_MEASUREMENTS.items()
-    ]
-    measurements = pc.binary_join_element_wise(*measured, ",", null_handling="skip")  # QuPath takes no null
-    lines = pc.binary_join_element_wise(
-        '{"type":"Feature","id":"',
-        ids,
-        '","geometry":{"type":"Polygon","coordinates":[[',
-        _outline_texts(nuclei.geometry.to_numpy(), level0_mpp),
-        ']]},"properties":{"objectType":"detection","classification":',
-        classes,
-        ',"measurements":{',
-        measurements,
-        "}}}",
-        "",
-    )
-    return list(lines.to_pylist())
-
-
-def _object_ids(prefix: str, numbers: Sequence[int]) -> list[str]:
+def object_ids(prefix: str, numbers: Sequence[int]) -> list[str]:
     """UUIDs of the names ``<prefix><number>`` (RFC 9562, version 5)."""
     named = hashlib.sha1(NAMESPACE_URL.bytes + prefix.encode(), usedforsecurity=False)
     digests = bytearray()
@@ -559,28 +472,9 @@ def _object_ids(prefix: str, numbers: Sequence[int]) -> list[str]:
     ]
 
 
-def _classification(name: str) -> str:
+def classification(name: str) -> str:
+    """Class and colour as QuPath's GeoJSON has them."""
     return json.dumps({"name": name, "color": CLASS_COLORS[name]}, separators=(",", ":"))
-
-
-def _number_texts(values: NDArray[Any], decimals: int) -> Any:
-    """Numbers as JSON text in an arrow array, missing where they are not finite."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    numbers = np.asarray(values, dtype=np.float64).round(decimals)
-    return pc.cast(pa.array(numbers, mask=~np.isfinite(numbers)), pa.string())
-
-
-def _outline_texts(polygons: NDArray[Any], level0_mpp: float) -> Any:
-    """The outer ring of each polygon as ``[x,y],[x,y],...`` in pixels of level 0 to a tenth."""
-    import shapely
-
-    from ki67.ring_texts import ring_texts
-
-    rings = shapely.get_exterior_ring(polygons)
-    points = shapely.get_coordinates(rings) / level0_mpp
-    return ring_texts(points, np.cumsum(shapely.get_num_coordinates(rings), dtype=np.int64))
 
 
 def write_slide_zarr(
@@ -640,30 +534,25 @@ def _remove_empty_groups(table: Path) -> None:
             shutil.rmtree(group)
 
 
-def write_cohort_zarr(
-    path: str | Path, slides: pandas.DataFrame, measures: Sequence[str], provenance: Mapping[str, Any]
-) -> None:
-    """Write the cohort as AnnData: a row a slide, its measures in ``X``, everything else of the table in ``obs``.
+def write_cohort_zarr(path: str | Path, slides: pandas.DataFrame, provenance: Mapping[str, Any]) -> None:
+    """Write the cohort as AnnData: a row a slide, all numbers of the table in ``X``, its texts in ``obs``.
 
     Parameters
     ----------
     slides
-        One row a slide, with a column ``slide`` of unique ids.
-    measures
-        Columns that become ``X``, float64, NaN where there is none.
+        One row a slide, with a column ``slide`` of unique ids. Every other numeric column is a measure, float64, NaN
+        where there is none; flags and other texts are empty where there are none.
     provenance
         Goes into ``uns["provenance"]`` as JSON text, so that any nesting survives.
     """
     import pandas as pd
     from anndata import AnnData
 
-    values = slides[list(measures)].astype("float64").to_numpy()
-    described = slides.drop(columns=list(measures)).set_index("slide")
+    measures = [name for name in slides.columns if name != "slide" and _is_numeric(slides[name])]
+    values = slides[measures].astype("float64").to_numpy()
+    described = slides.drop(columns=measures).set_index("slide").fillna("").astype(str)
     described.index = described.index.astype(str)
-    for name in described.columns:
-        column = described[name]
-        described[name] = column.astype("float64") if _is_numeric(column) else column.fillna("").astype(str)
-    table = AnnData(values, described, pd.DataFrame(index=list(measures)))
+    table = AnnData(values, described, pd.DataFrame(index=measures))
     table.uns["provenance"] = json.dumps(to_plain(provenance), ensure_ascii=False)
     with whole(path) as partial, _without_format_notices():
         table.write_zarr(partial)

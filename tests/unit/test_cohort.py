@@ -1,10 +1,12 @@
+import csv
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from ki67.categories import category_of
-from ki67.cohort import cohort_provenance, patient_table, slide_table
+from ki67.cohort import cohort_provenance, gather_records, patient_table, slide_table
 from ki67.errors import Flag
 from ki67.intervals import pooled_interval, wilson_interval
 from ki67.storage import write_csv
@@ -128,15 +130,75 @@ def test_an_empty_cohort_gives_empty_tables():
     assert len(patient_table(slide_table([]))) == 0
 
 
-def test_provenance_tells_of_every_model_and_version_that_scored_a_slide():
-    records = [
-        {"models": {"nuclei": {"sha256": "a"}}, "versions": {"numpy": "2"}},
-        {"models": {"nuclei": {"sha256": "b"}, "tumor": {"sha256": "t"}}, "versions": {"numpy": "2"}},
-        {"models": {"nuclei": {"sha256": "a"}}},
-    ]
-    assert cohort_provenance(records, cutoffs=(0.1, 0.2), versions={"pandas": "2"}) == {
-        "cutoffs": [0.1, 0.2],
+MADE = [
+    {"models": {"nuclei": {"sha256": "a"}}, "versions": {"numpy": "2"}, "code": {"index": "x"}},
+    {
+        "models": {"nuclei": {"sha256": "b"}, "tumor": {"sha256": "t"}},
+        "versions": {"numpy": "2"},
+        "settings": {"index": {"preset": "breast"}},
+        "inputs": {"he": None, "ki67": {"bytes": 5, "sampled_bytes": 5, "sha256": "f"}},
+    },
+    {"models": {"nuclei": {"sha256": "a"}}},
+]
+
+
+def gathered(records: list[dict], **options):
+    return gather_records([str(number) for number in range(len(records))], lambda name: records[int(name)], **options)
+
+
+def test_provenance_tells_of_every_model_and_version_that_scored_a_slide_and_of_its_files(records):
+    both = [one | made for one, made in zip(records, MADE, strict=True)]
+    found = cohort_provenance(gathered(both, at_once=2), settings={"cutoffs": (0.1, 0.2)}, versions={"pandas": "2"})
+    assert found == {
+        "settings": {"cutoffs": (0.1, 0.2)},
         "versions": {"pandas": "2"},
-        "models": {"nuclei": [{"sha256": "a"}, {"sha256": "b"}], "tumor": [{"sha256": "t"}]},
-        "slide_versions": {"numpy": ["2"]},
+        "slides": {
+            "models": {"nuclei": [{"sha256": "a"}, {"sha256": "b"}], "tumor": [{"sha256": "t"}]},
+            "versions": {"numpy": ["2"]},
+            "settings": {"index": [{"preset": "breast"}]},
+            "code": {"index": ["x"]},
+        },
     }
+    assert gathered(both, at_once=2).checksums == {"sha256_he": [None] * 3, "sha256_ki67": [None, "f", None]}
+
+
+@pytest.mark.parametrize(("at_once", "workers"), [(1, 1), (2, 3), (100, 2)])
+def test_records_read_in_parts_give_the_same_table(records, at_once, workers):
+    table = gathered(records, at_once=at_once, workers=workers).slides
+    pd.testing.assert_frame_equal(table, slide_table(records))
+
+
+def test_no_records_give_an_empty_table():
+    pd.testing.assert_frame_equal(gathered([]).slides, slide_table([]))
+
+
+HARMFUL = (
+    "=cmd|' /C calc'!A0",
+    "+1+1",
+    "-2+3|x",
+    "@SUM(A1)",
+    "\t=1",
+    "\r\n=1",
+    'a";=1+1;"',
+    "<script>alert(1)</script>\n=2",
+)
+
+
+@pytest.mark.parametrize("separator", [",", ";"])
+@pytest.mark.parametrize("text", HARMFUL)
+def test_no_cell_of_a_table_is_a_formula_and_numbers_stay_numbers(tmp_path, text, separator):
+    findings = [{"flag": "pen_mark", "message": text, "stain": None}]
+    slides = slide_table([record("S1", text, 3, 10, findings=findings, tumor_source=text), record("S2", "P", 0, 9)])
+    for name, table, rows in (("cohort", slides, 2), ("patients", patient_table(slides), 2)):
+        write_csv(tmp_path / name, table)
+        text_of_file = (tmp_path / name).read_text(encoding="utf-8")
+        assert text_of_file.count("\n") == rows + 1
+        lines = text_of_file.splitlines()
+        # a spreadsheet that takes semicolons sees no quotes around cells
+        parsed = list(csv.reader(lines)) if separator == "," else [line.split(";") for line in lines]
+        cells = [cell.strip(' "') for line in parsed for cell in line]
+        assert not [cell for cell in cells if cell[:1] in ("=", "+", "@")]
+        assert not [cell for cell in cells if cell.startswith("-") and cell.strip("-.0123456789")]
+        back = pd.read_csv(tmp_path / name)
+        assert list(back["positive"]) == [3, 0]
+        assert back["index"][0] == pytest.approx(0.3)

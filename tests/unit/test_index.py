@@ -246,9 +246,7 @@ def test_a_record_holds_what_the_stages_know():
     }
     references = {"reference_index": 0.2, "reference_index_anna": None}
     result = ki67_index(nuclei(100, 900), TUMOR)
-    record = slide_record(
-        result, slide="S1", patient="P1", stages=stages, references=references, versions={"ki67": "1"}
-    )
+    record = slide_record(result, slide="S1", patient="P1", stages=stages, references=references)
     assert (record["slide"], record["patient"], record["index"]) == ("S1", "P1", 0.1)
     assert (record["category"], record["point_category"], record["interval"]) == ("indeterminate", "10-20%", "wilson")
     assert [name for name in record if name in MEASURES] == list(MEASURES)
@@ -260,7 +258,6 @@ def test_a_record_holds_what_the_stages_know():
         "nuclei": {"name": "nuclei", "sha256": "ab"},
     }
     assert record["tumor_he_mm2"] == 1.2
-    assert record["seconds"] == {"check": 1.5, "register": 3.0, "nuclei": 20.0}
     assert (record["tumor_source"], record["flags"]) == ("he", ["in_situ_counted"])
     assert record["findings"][0]["message"].startswith("S1: in situ carcinoma is not told from invasive")
 

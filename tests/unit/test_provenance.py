@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ki67 import __version__
-from ki67.provenance import code_digest, import_closure, stage_log, versions
+from ki67.provenance import StageLog, code_digest, import_closure, slide_provenance, stage_log, versions
 
 FILES = {
     "ki67/__init__.py": "",
@@ -80,6 +81,24 @@ def test_a_stage_ends_with_one_line_in_log_and_terminal(tmp_path: Path, capsys: 
     assert "S01 check: tissue 12.3 mm², 0.0 s" in line
     assert capsys.readouterr().err == "S01 check: tissue 12.3 mm², 0.0 s\n"
     assert logging.getLogger("ki67").handlers == []
+
+
+def test_the_record_of_a_slide_tells_what_made_it() -> None:
+    log = StageLog()
+    check = log.record({"settings": {"tissue_mpp": 8.0}, "code": "ab", "files": {}}, ["numpy"])
+    assert set(check) == {"seconds", "versions", "settings", "code"}
+    file = {"bytes": 1, "sampled_bytes": 1, "sha256": "cd"}
+    stages = {
+        "check": check | {"stains": {"he": None, "ki67": {"usable": True, "file": file}}},
+        "tumor": {"seconds": 2.5, "versions": {"numpy": "1.0", "torch": "2"}},
+    }
+    made = slide_provenance(stages)
+    assert made["inputs"] == {"he": None, "ki67": file}
+    assert made["settings"] == {"check": {"tissue_mpp": 8.0}}
+    assert made["code"] == {"check": "ab"}
+    assert made["seconds"] == {"check": check["seconds"], "tumor": 2.5}
+    assert made["versions"]["numpy"] == f"{np.__version__}, 1.0"
+    assert made["versions"]["torch"] == "2"
 
 
 def test_a_failure_is_in_the_log_in_full(tmp_path: Path) -> None:

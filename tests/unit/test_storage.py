@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import shapely
+import zarr
 
 from ki67.errors import Finding, Flag, Ki67Error
 from ki67.geometry import Mask
 from ki67.hot_spots import HotSpot
+from ki67.nuclei_geojson import write_nuclei_geojson
 from ki67.storage import (
     guard_text,
     read_image,
@@ -27,12 +29,12 @@ from ki67.storage import (
     whole,
     write_cohort_zarr,
     write_csv,
+    write_empty_probabilities,
     write_hot_spots_geojson,
     write_image_jpeg,
     write_image_png,
     write_json,
     write_mask_png,
-    write_nuclei_geojson,
     write_nuclei_parquet,
     write_slide_zarr,
     write_tumor_zarr,
@@ -64,6 +66,14 @@ def drawn_nuclei(count: int, *, outside: int = 0) -> gpd.GeoDataFrame:
         },
         geometry=shapely.polygons(outlines),
     )
+
+
+def write_detections(path: Path, nuclei: gpd.GeoDataFrame, mpp: float, **options) -> dict:
+    """Write nuclei for QuPath by way of their table, and read them again."""
+    table = path.with_suffix(".parquet")
+    write_nuclei_parquet(table, nuclei)
+    write_nuclei_geojson(path, table, mpp, **options)
+    return json.loads(gzip.decompress(path.read_bytes()))
 
 
 def drawn_mask(shape: tuple[int, int] = (70, 90), frame: str = "ki67") -> Mask:
@@ -190,6 +200,11 @@ def test_a_path_is_no_part_of_a_record():
         ("\r\n@x", "'@x"),
         ("＝1+1", "'＝1+1"),
         ("two\nlines", "two lines"),
+        ("line\u2028=1", "line =1"),
+        ("\ufeff=1", "'=1"),
+        ('"=1+1', "\"'=1+1"),
+        ("P1; =1+1;-0.5;@x", "P1; '=1+1;-0.5;'@x"),
+        ("10-20%", "10-20%"),
         ("-0.5", "-0.5"),
         ("+1e-3", "+1e-3"),
         ("S1", "S1"),
@@ -248,8 +263,10 @@ def test_a_broken_picture_is_an_error_with_a_remedy(tmp_path):
 # tumour images
 
 
-@pytest.mark.parametrize(("shape", "levels"), [((1, 1), 1), ((70, 90), 1), ((2100, 3001), 2), ((8300, 20), 3)])
-def test_a_tumour_mask_and_its_probability_come_back(tmp_path, shape, levels):
+@pytest.mark.parametrize(
+    ("shape", "levels", "files"), [((1, 1), 1, 3), ((70, 90), 1, 3), ((2100, 3001), 2, 5), ((8300, 20), 3, 9)]
+)
+def test_a_tumour_mask_and_its_probability_come_back(tmp_path, shape, levels, files):
     mask = drawn_mask(shape)
     probability = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     path = tmp_path / "tumor_ki67.ome.zarr"
@@ -258,7 +275,8 @@ def test_a_tumour_mask_and_its_probability_come_back(tmp_path, shape, levels):
     assert np.array_equal(back.pixels, mask.pixels)
     assert (back.mpp, back.frame) == (2.0, "ki67")
     assert np.array_equal(read_tumor_probability(path), probability)
-    assert len(files_in(path)) == 1 + 2 * levels
+    assert len(list(path.glob("s*"))) == levels
+    assert len(files_in(path)) == files
 
 
 def test_without_probability_there_is_one_channel(tmp_path):
@@ -311,6 +329,24 @@ def test_viewers_read_tumour_images_through_ome_zarr(tmp_path):
     assert (coarse > 0).mean() == pytest.approx(mask.pixels.mean(), rel=0.01)
 
 
+def test_a_slide_without_nuclei_has_valid_probabilities_of_one_pixel(tmp_path):
+    from ome_zarr_models import open_ome_zarr
+
+    from ki67.networks import NUCLEUS_CLASSES
+
+    path = tmp_path / "p.ome.zarr"
+    write_empty_probabilities(None)
+    write_empty_probabilities(path)
+    open_ome_zarr(path, version="0.5")
+    group = zarr.open_group(path, mode="r")
+    assert group.attrs["ki67"] == {"frame": "ki67", "channels": list(NUCLEUS_CLASSES)}
+    assert group["s0"].shape == (5, 1, 1)
+    write_tumor_zarr(tmp_path / "t.ome.zarr", drawn_mask())
+    before = files_in(tmp_path / "t.ome.zarr")
+    write_empty_probabilities(tmp_path / "t.ome.zarr")  # what a network wrote stays
+    assert files_in(tmp_path / "t.ome.zarr") == before
+
+
 # nuclei
 
 
@@ -327,8 +363,7 @@ def test_nuclei_come_back_from_parquet_with_their_types(tmp_path, count):
 
 
 def test_qupath_finds_detections_in_pixels_of_level_0(tmp_path):
-    write_nuclei_geojson(tmp_path / "n.geojson.gz", drawn_nuclei(10, outside=3), 0.3, slide_id="S1")
-    collection = json.loads(gzip.decompress((tmp_path / "n.geojson.gz").read_bytes()))
+    collection = write_detections(tmp_path / "n.geojson.gz", drawn_nuclei(10, outside=3), 0.3, slide_id="S1")
     assert collection["type"] == "FeatureCollection"
     features = collection["features"]
     assert len(features) == 7
@@ -346,33 +381,36 @@ def test_qupath_finds_detections_in_pixels_of_level_0(tmp_path):
     assert len(ring) == 9
 
 
-def test_every_outline_survives_the_chunks_of_the_stream(tmp_path, monkeypatch):
-    monkeypatch.setattr("ki67.storage.NUCLEI_AT_ONCE", 64)
-    nuclei = drawn_nuclei(300)
-    write_nuclei_geojson(tmp_path / "n.geojson.gz", nuclei, 0.25, slide_id="S1", only_in_tumor=False)
-    back = gpd.GeoDataFrame.from_features(json.loads(gzip.decompress((tmp_path / "n.geojson.gz").read_bytes())))
+def test_every_outline_survives_the_parts_of_the_stream(tmp_path, monkeypatch):
+    monkeypatch.setattr("ki67.nuclei_geojson.NUCLEI_AT_ONCE", 64)
+    monkeypatch.setattr("ki67.storage.NUCLEI_IN_GROUP", 100)
+    nuclei = drawn_nuclei(300, outside=150)
+    collection = write_detections(tmp_path / "n.geojson.gz", nuclei, 0.25, slide_id="S1", only_in_tumor=False)
+    back = gpd.GeoDataFrame.from_features(collection)
     assert len(back) == 300
     distance = shapely.hausdorff_distance(
         back.geometry.to_numpy(), shapely.transform(nuclei.geometry.to_numpy(), lambda xy: xy / 0.25)
     )
     assert distance.max() < 0.1
+    inside = write_detections(tmp_path / "i.geojson.gz", nuclei, 0.25, slide_id="S1")
+    assert inside["features"] == collection["features"][:150]
 
 
 def test_detections_are_the_same_bytes_each_time_with_ids_of_their_own(tmp_path):
     ids = []
     for name, slide in [("a", "S1"), ("b", "S1"), ("c", "S2")]:
-        write_nuclei_geojson(tmp_path / f"{name}.geojson.gz", drawn_nuclei(40), 0.25, slide_id=slide)
-        features = json.loads(gzip.decompress((tmp_path / f"{name}.geojson.gz").read_bytes()))["features"]
-        ids.append({feature["id"] for feature in features})
+        collection = write_detections(tmp_path / f"{name}.geojson.gz", drawn_nuclei(40), 0.25, slide_id=slide)
+        ids.append({feature["id"] for feature in collection["features"]})
     assert (tmp_path / "a.geojson.gz").read_bytes() == (tmp_path / "b.geojson.gz").read_bytes()
     assert ids[0] == {str(uuid5(NAMESPACE_URL, f"ki67:S1:{number}")) for number in range(40)}
     assert not ids[0] & ids[2]
 
 
-def test_no_nuclei_give_an_empty_collection(tmp_path):
-    write_nuclei_geojson(tmp_path / "n.geojson.gz", drawn_nuclei(0), 0.25, slide_id="S1")
-    content = gzip.decompress((tmp_path / "n.geojson.gz").read_bytes())
-    assert json.loads(content) == {"type": "FeatureCollection", "features": []}
+@pytest.mark.parametrize(("count", "outside"), [(0, 0), (5, 5)])
+def test_no_nuclei_give_an_empty_collection(tmp_path, count, outside):
+    nuclei = drawn_nuclei(count, outside=outside)
+    content = write_detections(tmp_path / "n.geojson.gz", nuclei, 0.25, slide_id="S1")
+    assert content == {"type": "FeatureCollection", "features": []}
 
 
 # stores
@@ -425,13 +463,13 @@ def test_the_cohort_opens_as_anndata(tmp_path):
             "reference_index": [0.25, np.nan],
         }
     )
-    write_cohort_zarr(tmp_path / "cohort.zarr", slides, ("index", "total"), {"versions": {"ki67": "1"}})
+    write_cohort_zarr(tmp_path / "cohort.zarr", slides, {"versions": {"ki67": "1"}})
     table = anndata.read_zarr(tmp_path / "cohort.zarr")
     assert list(table.obs_names) == ["S2", "S1"]
-    assert np.allclose(table.X, [[0.2, 100], [np.nan, np.nan]], equal_nan=True)
+    assert list(table.var_names) == ["index", "total", "reference_index"]
+    assert np.allclose(table.X, [[0.2, 100, 0.25], [np.nan] * 3], equal_nan=True)
     assert list(table.obs["flags"]) == ["", "no_ki67;pen_mark"]
     assert list(table.obs["patient"]) == ["P1", ""]
-    assert table.obs["reference_index"].iloc[0] == 0.25
     assert json.loads(table.uns["provenance"]) == {"versions": {"ki67": "1"}}
     assert "index" in slides.columns
 
@@ -442,7 +480,7 @@ def test_a_large_slide_stays_within_its_files_and_megabytes(tmp_path):
     write_tumor_zarr(tmp_path / "tumor_he.ome.zarr", tumor)
     write_tumor_zarr(tmp_path / "tumor_ki67.ome.zarr", tumor)
     write_nuclei_parquet(tmp_path / "nuclei.parquet", nuclei)
-    write_nuclei_geojson(tmp_path / "nuclei.geojson.gz", nuclei, 0.25, slide_id="S1")
+    write_nuclei_geojson(tmp_path / "nuclei.geojson.gz", tmp_path / "nuclei.parquet", 0.25, slide_id="S1")
     write_slide_zarr(tmp_path / "ki67.zarr", nuclei, tumor, RECORD, MEASURES)
     records_and_pictures = 13
     assert len(files_in(tmp_path)) + records_and_pictures <= 45

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+import shapely
 import tifffile
 from PIL import Image
 
@@ -198,6 +200,88 @@ def test_detections_for_qupath_are_the_counted_nuclei(scored: Finished) -> None:
     assert len(names) == record["total"]
     assert names.count("Positive") == record["positive"]
     assert {feature["properties"]["objectType"] for feature in features} == {"detection"}
+
+
+@pytest.fixture(scope="session")
+def with_probabilities(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of a good slide, one without tissue and one without a file, with everything kept."""
+    folder = tmp_path_factory.mktemp("probabilities")
+    rows = (GOOD[0], BAD["blank"][0], BAD["missing"][0])
+    workflow = run_in(copy_clone(folder / "clone"), slides, folder / "run", rows)
+    result = workflow.run("--config", "slides=slides.tsv", "keep=probabilities")
+    assert result.returncode == 0, result.stdout
+    return workflow.folder / "results"
+
+
+@pytest.mark.parametrize("slide", ["G1", "B4", "B6"])
+def test_every_image_of_a_slide_is_valid_ome_zarr(with_probabilities: Path, slide: str) -> None:
+    from ome_zarr.io import parse_url
+    from ome_zarr.reader import Reader
+    from ome_zarr_models import open_ome_zarr
+    from ome_zarr_models.v05 import Image as OmeImage
+
+    stores = sorted((with_probabilities / slide).glob("*.ome.zarr"))
+    assert [path.name.split(".")[0] for path in stores] == ["nuclei_probabilities", "tumor_he", "tumor_ki67"]
+    for path in stores:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert isinstance(open_ome_zarr(path, version="0.5"), OmeImage)
+        (node,) = Reader(parse_url(path))()  # as napari reads it
+        assert [level.dtype for level in node.data] == [np.uint8] * len(node.data)
+        assert np.asarray(node.data[-1]).any() == (slide == "G1")
+
+
+@pytest.mark.parametrize("slide", ["G1", "B4", "B6"])
+def test_spatialdata_opens_every_slide_in_microns(with_probabilities: Path, slide: str) -> None:
+    import spatialdata
+    from spatialdata.transformations import get_transformation
+
+    data = spatialdata.read_zarr(with_probabilities / slide / "ki67.zarr")
+    record = json.loads((with_probabilities / slide / "ki67.json").read_text())
+    assert data.coordinate_systems == ["ki67"]
+    assert data.attrs["ki67"] == record
+    index = data.tables["index"].to_df().loc[slide, "index"]
+    assert index == pytest.approx(record["index"]) if record["index"] is not None else np.isnan(index)
+    assert ("nuclei" in data.shapes) == (slide == "G1")
+    if slide == "G1":
+        nuclei = data.shapes["nuclei"]
+        assert {"positive", "probability", "uncertainty", "area_um2", "in_tumor"} <= set(nuclei.columns)
+        assert (nuclei["in_tumor"].sum(), (nuclei["in_tumor"] & nuclei["positive"]).sum()) == (
+            record["total"],
+            record["positive"],
+        )
+        # nuclei in the tumour lie on its label, through the coordinate transformation of each
+        tumor = np.asarray(data.labels["tumor"])
+        to_microns = get_transformation(data.labels["tumor"], "ki67").to_affine_matrix(("x", "y"), ("x", "y"))
+        inside = nuclei[nuclei["in_tumor"]]
+        columns, rows = (np.linalg.inv(to_microns)[:2, :2] @ inside[["x_um", "y_um"]].to_numpy().T).astype(int)
+        assert (tumor[rows, columns] == 1).all()
+
+
+def test_outlines_are_valid_closed_polygons_of_twelve_vertices_or_more(with_probabilities: Path) -> None:
+    features = json.loads(gzip.decompress((with_probabilities / "G1" / "nuclei.geojson.gz").read_bytes()))["features"]
+    assert features
+    for feature in features:
+        (ring,) = feature["geometry"]["coordinates"]
+        assert ring[0] == ring[-1]
+        assert len({tuple(point) for point in ring}) >= 12
+        assert shapely.Polygon(ring).is_valid
+
+
+def test_the_cohort_opens_as_anndata_with_what_made_it(with_probabilities: Path) -> None:
+    import anndata
+
+    table = anndata.read_zarr(with_probabilities / "cohort" / "cohort.zarr")
+    rows = pd.read_csv(with_probabilities / "cohort" / "cohort.csv", index_col="slide")
+    assert list(table.obs_names) == ["G1", "B6", "B4"] == list(rows.index)
+    assert {*table.var_names, *table.obs.columns} == {*rows.columns, "sha256_he", "sha256_ki67"}
+    assert np.allclose(table.to_df()["index"], rows["index"], rtol=1e-5, equal_nan=True)
+    assert list(table.obs["flags"]) == list(rows["flags"].fillna(""))
+    provenance = json.loads(table.uns["provenance"])
+    assert list(table.obs["sha256_ki67"].str.len()) == [64, 64, 0]
+    assert list(table.obs["sha256_he"].str.len()) == [64, 0, 0]
+    assert set(provenance["slides"]["settings"]) == {*STAGES}
+    assert provenance["slides"]["models"]["nuclei"][0]["sha256"]
 
 
 def test_every_stage_left_a_log_line_and_a_benchmark(scored: Finished) -> None:

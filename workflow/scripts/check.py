@@ -2,8 +2,8 @@
 
 from ki67.errors import SlideError, empty_cell_finding
 from ki67.geometry import Mask
-from ki67.provenance import stage_log, versions
-from ki67.slides import open_slide
+from ki67.provenance import stage_log
+from ki67.slides import open_slide, slide_checksum
 from ki67.storage import write_image_jpeg, write_json, write_mask_png
 from ki67.tissue import StainCheck, check_slide, without_control_tissue
 
@@ -29,7 +29,7 @@ with stage_log(snakemake.log[0], stage="check", name=SLIDE) as log:
     for stain in ("he", "ki67"):
         checked = checks.get(stain)
         findings.extend(checked.findings if checked else [empty_cell_finding(SLIDE, stain)])
-        records[stain] = checked.to_json() if checked else None
+        records[stain] = checked and checked.to_json() | {"file": slide_checksum(PARAMS.files[stain])}
         tissue = checked.tissue if checked and checked.usable else Mask.empty(stain, TISSUE_MPP)
         write_mask_png(OUTPUT[f"tissue_{stain}"], tissue)
         empty = StainCheck.failed(empty_cell_finding(SLIDE, stain), stain)
@@ -37,4 +37,4 @@ with stage_log(snakemake.log[0], stage="check", name=SLIDE) as log:
         log.note(f"{stain} {tissue.area_mm2:.1f} mm² of tissue")
     record = {"slide": SLIDE, "stains": records, "findings": [finding.to_json() for finding in findings]}
     log.note(", ".join(finding.flag for finding in findings) or "no findings")
-    write_json(OUTPUT.check, record | {"seconds": log.seconds, "versions": versions(DISTRIBUTIONS)})
+    write_json(OUTPUT.check, record | log.record(PARAMS, DISTRIBUTIONS))

@@ -2,9 +2,9 @@
 
 from ki67.agreement_figures import agreement_picture
 from ki67.agreement_tables import agreement_table, cohort_agreement
-from ki67.cohort import cohort_provenance, patient_table, slide_table
+from ki67.cohort import cohort_provenance, gather_records, patient_table
 from ki67.figures import cohort_overview
-from ki67.index import MEASURES, index_categories
+from ki67.index import index_categories
 from ki67.provenance import stage_log, versions
 from ki67.storage import read_json, write_cohort_zarr, write_csv, write_image_png, write_json
 
@@ -12,16 +12,15 @@ OUTPUT, SETTINGS = snakemake.output, snakemake.params.settings
 CUTOFFS, NAMES = index_categories(SETTINGS["preset"], SETTINGS["cutoffs"])
 
 with stage_log(snakemake.log[0], stage="cohort", name="cohort") as log:
-    records = [read_json(path) for path in snakemake.input.indices]
-    slides = slide_table(records)
+    records = gather_records(snakemake.input.indices, read_json)
+    slides = records.slides
     patients = patient_table(slides, CUTOFFS, NAMES, certainty=SETTINGS["certainty"])
-    provenance = cohort_provenance(
-        records, cutoffs=CUTOFFS, versions=versions(("anndata", "pandas", "scipy", "statsmodels"))
-    )
+    made_by = versions(("anndata", "pandas", "scipy", "statsmodels"))
+    provenance = cohort_provenance(records, settings={**SETTINGS, "cutoffs": CUTOFFS}, versions=made_by)
     agreement = cohort_agreement(slides, CUTOFFS, NAMES)
     write_csv(OUTPUT.cohort, slides)
     write_csv(OUTPUT.patients, patients)
-    write_cohort_zarr(OUTPUT.store, slides, MEASURES, provenance)
+    write_cohort_zarr(OUTPUT.store, slides.assign(**records.checksums), provenance)
     write_image_png(OUTPUT.overview, cohort_overview(slides, CUTOFFS))
     write_json(OUTPUT.agreement_record, agreement)
     write_csv(OUTPUT.agreement, agreement_table(agreement))

@@ -4,12 +4,12 @@ from ki67 import storage
 from ki67.errors import SlideError
 from ki67.figures import index_pictures
 from ki67.index import MEASURES, index_categories, ki67_index, slide_record
-from ki67.provenance import stage_log, versions
+from ki67.provenance import slide_provenance, stage_log
 from ki67.slides import open_slide
 
 SLIDE, INPUT, OUTPUT, PARAMS = snakemake.wildcards.slide, snakemake.input, snakemake.output, snakemake.params
 STAGES, SETTINGS = ("check", "tumor", "register", "transfer", "nuclei"), PARAMS.settings
-VERSIONS = versions(("numpy", "geopandas", "dask", "spatialdata"))
+DISTRIBUTIONS = ("numpy", "geopandas", "dask", "spatialdata")
 CUTOFFS, NAMES = index_categories(SETTINGS["preset"], SETTINGS["cutoffs"])
 
 
@@ -26,13 +26,13 @@ with stage_log(snakemake.log[0], stage="index", name=SLIDE) as log:
     stages = {stage: storage.read_json(INPUT[stage]) for stage in STAGES}
     nuclei, tumor = storage.read_nuclei_parquet(INPUT.table), storage.read_tumor_zarr(INPUT.tumor_ki67, "ki67")
     result = ki67_index(nuclei, tumor, cutoffs=CUTOFFS, names=NAMES, certainty=SETTINGS["certainty"], slide_id=SLIDE)
-    named = {"slide": SLIDE, "patient": PARAMS.patient, "references": PARAMS.references, "versions": VERSIONS}
-    record = slide_record(result, stages=stages, **named)
+    record = slide_record(result, slide=SLIDE, patient=PARAMS.patient, stages=stages, references=PARAMS.references)
     shown, checked = "ki67" if stages["check"]["stains"]["ki67"] else "he", stages["check"]["stains"]
     outlined = tumor if shown == "ki67" else storage.read_tumor_zarr(INPUT.tumor_he, "he")
     for name, picture in draw(shown, checked[shown]["mpp"], outlined, nuclei, result.local, record).items():
         storage.write_image_png(OUTPUT[name], picture)
     storage.write_hot_spots_geojson(OUTPUT.hot_spots, result.hot_spots, checked[shown]["mpp"], slide_id=SLIDE)
+    record |= slide_provenance(stages | {"index": log.record(PARAMS, DISTRIBUTIONS)})
     storage.write_slide_zarr(OUTPUT.store, nuclei, tumor, record, MEASURES)
     storage.write_json(OUTPUT.index, record)
     log.note(f"{result.positive} positive of {result.total} nuclei, flags {', '.join(record['flags']) or 'none'}")

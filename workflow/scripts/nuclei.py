@@ -4,12 +4,13 @@ from pathlib import Path
 
 from ki67 import storage
 from ki67.errors import SlideError
+from ki67.nuclei_geojson import write_nuclei_geojson
 from ki67.nucleus_table import empty_nuclei
-from ki67.provenance import stage_log, versions
+from ki67.provenance import stage_log
 from ki67.slides import open_slide
 
 SLIDE, INPUT, OUTPUT, SETTINGS = snakemake.wildcards.slide, snakemake.input, snakemake.output, snakemake.params.settings
-VERSIONS = versions(("torch", "numpy", "opencv-python-headless", "numba"))
+DISTRIBUTIONS = ("torch", "numpy", "opencv-python-headless", "numba")
 
 
 def find(checked: dict, tumor) -> tuple:
@@ -32,9 +33,8 @@ with stage_log(snakemake.log[0], stage="nuclei", name=SLIDE) as log:
         nuclei, told = find(checked, tumor) if tumor.pixels.any() else (nuclei, told)
     except SlideError as error:
         told["findings"].append(error.finding)
-    storage.write_missing_zarr(OUTPUT.get("probabilities"))
+    storage.write_empty_probabilities(OUTPUT.get("probabilities"))
     storage.write_nuclei_parquet(OUTPUT.nuclei, nuclei)
-    storage.write_nuclei_geojson(OUTPUT.geojson, nuclei, checked["mpp"] if len(nuclei) else 1.0, slide_id=SLIDE)
+    write_nuclei_geojson(OUTPUT.geojson, OUTPUT.nuclei, checked["mpp"] if len(nuclei) else 1.0, slide_id=SLIDE)
     log.note(f"{len(nuclei)} nuclei, {int(nuclei['positive'].sum())} positive")
-    last = {"nuclei": len(nuclei), "seconds": log.seconds, "versions": VERSIONS}
-    storage.write_json(OUTPUT.record, told | last)
+    storage.write_json(OUTPUT.record, told | {"nuclei": len(nuclei)} | log.record(snakemake.params, DISTRIBUTIONS))

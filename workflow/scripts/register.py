@@ -3,14 +3,14 @@
 from ki67.errors import SlideError
 from ki67.figures import registration_picture
 from ki67.itk_transform import write_itk_files
-from ki67.provenance import stage_log, versions
+from ki67.provenance import stage_log
 from ki67.registration import Registration, register
 from ki67.slides import open_slide
 from ki67.storage import read_json, read_mask_png, write_image_png, write_json
 from ki67.transfer import registration_findings
 
 SLIDE, INPUT, OUTPUT = snakemake.wildcards.slide, snakemake.input, snakemake.output
-SETTINGS, VERSIONS = snakemake.params.settings, versions(("numpy", "SimpleITK-SimpleElastix"))
+SETTINGS, DISTRIBUTIONS = snakemake.params.settings, ("numpy", "SimpleITK-SimpleElastix")
 
 
 def find(stains: dict, thumbnails: dict) -> Registration:
@@ -37,4 +37,4 @@ with stage_log(snakemake.log[0], stage="register", name=SLIDE) as log:
     write_image_png(OUTPUT.picture, registration_picture(*shown, check=found.check, title=title, lines=[found.reason]))
     write_itk_files(OUTPUT.itk, OUTPUT.itk_volume, found.transform)
     log.note(f"{found.verdict}, {found.reason}")
-    write_json(OUTPUT.transform, found.to_json() | {"findings": findings, "versions": VERSIONS})
+    write_json(OUTPUT.transform, found.to_json() | {"findings": findings} | log.record(snakemake.params, DISTRIBUTIONS))

@@ -3,7 +3,7 @@
 from ki67 import storage
 from ki67.deformation import transform_from_json
 from ki67.errors import SlideError
-from ki67.provenance import stage_log, versions
+from ki67.provenance import stage_log
 from ki67.slides import open_slide
 from ki67.transfer import own_mask_finding, read_regions, tumor_source
 from ki67.tumor_files import write_tumor_files
@@ -36,5 +36,5 @@ with stage_log(snakemake.log[0], stage="transfer", name=SLIDE) as log:
     findings += [own_mask_finding(SLIDE).to_json()] if tumor.source == "ki67" else []
     write_tumor_files(OUTPUT, INPUT, tumor, checked, slide_id=SLIDE, keep_probability=KEEP)
     log.note(f"{tumor.mask.area_mm2:.2f} mm² of tumour on the Ki-67 slide, from {tumor.source or 'nowhere'}")
-    record = tumor.to_json() | {"findings": findings, "seconds": log.seconds, "versions": versions(("torch", "numpy"))}
+    record = tumor.to_json() | {"findings": findings} | log.record(snakemake.params, ("torch", "numpy"))
     storage.write_json(OUTPUT.record, record)

@@ -2,7 +2,7 @@
 
 from ki67 import storage
 from ki67.errors import SlideError
-from ki67.provenance import stage_log, versions
+from ki67.provenance import stage_log
 from ki67.slides import open_slide
 from ki67.transfer import read_regions
 from ki67.tumor_files import write_tumor_files
@@ -32,5 +32,5 @@ with stage_log(snakemake.log[0], stage="tumor", name=SLIDE) as log:
         tumor = TumorMask.empty("he", SETTINGS.mask_mpp)
     write_tumor_files(OUTPUT, INPUT, tumor, checked, slide_id=SLIDE, keep_probability=KEEP)
     log.note(f"{tumor.mask.area_mm2:.2f} mm² of tumour on the H&E")
-    record = tumor.to_json() | {"findings": findings, "seconds": log.seconds, "versions": versions(("torch", "numpy"))}
+    record = tumor.to_json() | {"findings": findings} | log.record(snakemake.params, ("torch", "numpy"))
     storage.write_json(OUTPUT.record, record)
