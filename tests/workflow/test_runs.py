@@ -168,13 +168,14 @@ def test_a_slide_leaves_few_files_and_all_that_are_promised(scored: Finished) ->
     for slide in ("G1", "G2"):
         folder = scored.workflow.folder / "results" / slide
         files = [path for path in folder.rglob("*") if path.is_file()]
-        assert len(files) <= 50
+        assert len(files) <= 55
         assert not [path for path in files if ".partial" in path.name]
         names = (
             "check.json tissue_he.png tissue_ki67.png thumbnail_he.jpg thumbnail_ki67.jpg tumor_he.ome.zarr tumor_he.json "
             "tumor_he.geojson tumor_he.png transform.json transform.tfm transform_3d.tfm registration.png tumor_ki67.ome.zarr "
             "tumor_ki67.geojson tumor_ki67.png transfer.json "
-            "nuclei.parquet nuclei.geojson.gz nuclei.json ki67.json ki67.zarr overlay.png fields.png page.json"
+            "nuclei.parquet nuclei.geojson.gz nuclei.json ki67.json ki67.zarr overlay.png fields.png "
+            "local_index.png hot_spots.geojson page.json"
         )
         assert {path.name for path in folder.iterdir()} == set(names.split())
 
