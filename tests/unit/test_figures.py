@@ -56,7 +56,7 @@ def tumor(x_um: float = 0.0) -> Mask:
 
 def record_of(nuclei: gpd.GeoDataFrame, mask: Mask) -> dict:
     result = ki67_index(nuclei, mask, slide_id="S1")
-    return slide_record(result, slide="S1", patient="P1", stages={}, references={}, versions={})
+    return slide_record(result, slide="S1", patient="P1", stages={}, references={})
 
 
 def pixels_of(image: np.ndarray, color: tuple[int, int, int], tolerance: int = 90) -> np.ndarray:
