@@ -12,7 +12,8 @@ rule index:
         ki67=slide_file("ki67"),
     output:
         index="results/{slide}/ki67.json",
-        store=directory("results/{slide}/ki67.zarr"),
+        # Its root stands for the whole store: Snakemake leaves a file of its own in folders that are outputs.
+        store="results/{slide}/ki67.zarr/zarr.json",
         overlay=report(
             "results/{slide}/overlay.png",
             caption="../report/overlay.rst",

@@ -1,5 +1,7 @@
 """Score a slide from its nuclei, and show what was counted."""
 
+from pathlib import Path
+
 from ki67 import storage
 from ki67.errors import SlideError
 from ki67.figures import index_pictures
@@ -33,6 +35,6 @@ with stage_log(snakemake.log[0], stage="index", name=SLIDE) as log:
         storage.write_image_png(OUTPUT[name], picture)
     storage.write_hot_spots_geojson(OUTPUT.hot_spots, result.hot_spots, checked[shown]["mpp"], slide_id=SLIDE)
     record |= slide_provenance(stages | {"index": log.record(PARAMS, DISTRIBUTIONS)})
-    storage.write_slide_zarr(OUTPUT.store, nuclei, tumor, record, MEASURES)
+    storage.write_slide_zarr(Path(OUTPUT.store).parent, nuclei, tumor, record, MEASURES)
     storage.write_json(OUTPUT.index, record)
     log.note(f"{result.positive} positive of {result.total} nuclei, flags {', '.join(record['flags']) or 'none'}")
