@@ -260,9 +260,8 @@ def _color_bar(width_px: int, words: str, low: str, high: str) -> RgbImage:
         draw.text((x, 3), text, font=font, fill=INK)
         x += round(draw.textlength(text, font=font)) + (16 if x == 0 else 6)
     length = min(COLOR_BAR_PX, width_px - x - 12 - round(draw.textlength(high, font=font)))
-    ground = np.full((14, length, 3), 235, dtype=np.uint8)
     levels = np.tile(np.linspace(0, 255, length).round().astype(np.uint8), (14, 1))
-    canvas.paste(Image.fromarray(_blend(ground, levels)), (x, 5))
+    canvas.paste(Image.fromarray(_blend(_pale(levels.shape), levels)), (x, 5))
     draw.text((x + length + 6, 3), high, font=font, fill=INK)
     return np.array(canvas)
 
@@ -290,19 +289,56 @@ def local_index_picture(
         return _page(headline(record), lines, [])
     stain, panel_mpp = _fit_panel(thumbnail, mpp)
     width = max(stain.shape[1], LEGEND_PX)
-    shown = (
-        ("local index", 100 * local.index, 10.0, "%"),
-        ("tumour nuclei", local.nuclei_per_mm2, 500.0, "per mm²"),
-    )
     blocks = []
-    for words, values, step, unit in shown:
-        top = _top_of_scale(values, step)
-        panel = _map_panel(stain, values / top, local.mpp, tumor, panel_mpp)
-        panel = _draw_outline(panel, tumor, panel_mpp, width_px=1)
+    for one in local_panels(stain, panel_mpp, local, tumor):
+        panel = _draw_outline(one.pixels, tumor, panel_mpp, width_px=1)
         panel = _draw_scale_bar(_draw_hot_spots(panel, record.get("hot_spots", ()), panel_mpp), panel_mpp)
-        blocks.append(_above([panel, _color_bar(width, words, "0", f"{top:g} {unit}")]))
+        blocks.append(_above([panel, _color_bar(width, one.words, "0", f"{one.top:g} {one.unit}")]))
     arrange = _beside if stain.shape[0] >= 0.6 * stain.shape[1] else _above
     return _page(headline(record), lines, [arrange(blocks)])
+
+
+@dataclass(frozen=True)
+class LocalPanel:
+    """A map of the tumour over the slide in gray, without a word in it.
+
+    Attributes
+    ----------
+    words, unit
+        What the colours stand for.
+    top
+        Value of the last colour; the first is 0.
+    pixels
+        RGB ``(H, W, 3)``.
+    """
+
+    words: str
+    unit: str
+    top: float
+    pixels: RgbImage
+
+
+def local_panels(stain: RgbImage, mpp: float, local: LocalIndexMap, tumor: Mask) -> list[LocalPanel]:
+    """The local index and the density of tumour nuclei in colours, over the stain ``(H, W, 3)`` of the whole slide."""
+    shown = (
+        ("local index", "%", 100 * local.index, 10.0),
+        ("tumour nuclei", "per mm²", local.nuclei_per_mm2, 500.0),
+    )
+    tops = [_top_of_scale(values, step) for _, _, values, step in shown]
+    return [
+        LocalPanel(words, unit, top, _map_panel(stain, values / top, local.mpp, tumor, mpp))
+        for (words, unit, values, _), top in zip(shown, tops, strict=True)
+    ]
+
+
+def heatmap_colors(count: int) -> list[str]:
+    """Colours of a heatmap over pale tissue from its lowest to its highest value, as ``#rrggbb``."""
+    levels = np.linspace(0, 255, count).round().astype(np.uint8)[None]
+    return [matplotlib.colors.to_hex(color / 255) for color in _blend(_pale(levels.shape), levels)[0]]
+
+
+def _pale(shape: tuple[int, ...]) -> RgbImage:
+    return np.full((*shape, 3), 235, dtype=np.uint8)
 
 
 def _protocol_lines(record: Mapping[str, Any]) -> list[str]:

@@ -25,7 +25,7 @@ from ki67.geometry import Mask
 from ki67.hot_spots import HotSpot, find_hot_spots, is_hot_spot_driven, share_in_hottest
 from ki67.intervals import BlockBootstrap, block_bootstrap, wilson_interval, wilson_probability_above
 from ki67.local_index import LocalIndexMap, local_index_map
-from ki67.nucleus_squares import TumorNuclei
+from ki67.nucleus_squares import tumor_nuclei
 from ki67.scoring_protocols import global_score
 from ki67.tumor_agreement import tumor_area_findings
 
@@ -144,13 +144,6 @@ class IndexResult:
     def measures(self) -> dict[str, float]:
         """Every number of ``MEASURES`` by its name."""
         return {name: self.p_above[name] if name in P_ABOVE else getattr(self, name) for name in MEASURES}
-
-
-def tumor_nuclei(nuclei: pandas.DataFrame) -> TumorNuclei:
-    """The nuclei of a table that lie in the tumour."""
-    inside = nuclei["in_tumor"].to_numpy(dtype=bool)
-    points = np.column_stack([nuclei[name].to_numpy(dtype=np.float64)[inside] for name in ("x_um", "y_um")])
-    return TumorNuclei(points, nuclei["positive"].to_numpy(dtype=bool)[inside])
 
 
 def ki67_index(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,13 @@ class TumorNuclei:
 
     def __len__(self) -> int:
         return len(self.positive)
+
+
+def tumor_nuclei(nuclei: pandas.DataFrame) -> TumorNuclei:
+    """The nuclei of a table that lie in the tumour."""
+    inside = nuclei["in_tumor"].to_numpy(dtype=bool)
+    points = np.column_stack([nuclei[name].to_numpy(dtype=np.float64)[inside] for name in ("x_um", "y_um")])
+    return TumorNuclei(points, nuclei["positive"].to_numpy(dtype=bool)[inside])
 
 
 @dataclass(frozen=True)

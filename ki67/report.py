@@ -26,6 +26,7 @@ PAGES_FOLDER = "report_pages"
 TEMPLATE_FOLDER = Path(__file__).with_name("report_template")
 SCRIPTS = ("basics.js", "state.js", "scores.js", "plots.js", "agreement.js", "table.js", "slide.js", "main.js")
 STYLES = ("report.css",)
+HEATMAP_COLORS = 32  # of the bar beside a map
 REFERENCE = "reference_index"
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -238,6 +239,7 @@ def _render(
     *,
     heading: str,
 ) -> str:
+    from ki67.figures import heatmap_colors  # brings matplotlib
     from ki67.storage import to_plain
 
     style, script = _joined(STYLES), _joined(SCRIPTS)
@@ -249,6 +251,7 @@ def _render(
         "flags": _flags_of(shared["slides"]),
         "measures": MEASURES,
         "pages_folder": PAGES_FOLDER,
+        "heatmap_colors": heatmap_colors(HEATMAP_COLORS),
         "versions": settings.versions,
         "title": settings.title,
     }

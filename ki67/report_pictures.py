@@ -29,9 +29,13 @@ from ki67.figures import (
     RgbImage,
     choose_fields,
     length_words,
+    local_panels,
     registration_overlay,
     round_length_um,
 )
+from ki67.geometry import Mask
+from ki67.local_index import local_index_map
+from ki67.nucleus_squares import tumor_nuclei
 
 if TYPE_CHECKING:
     import geopandas
@@ -54,7 +58,7 @@ class PictureSize:
 
 
 OVERVIEW = PictureSize(720, 20_000)
-HEATMAP = PictureSize(1000, 18_000)  # it has words in it
+HEATMAP = PictureSize(480, 9_000)  # each of the two
 REGISTRATION = PictureSize(480, 11_000)
 FIELD = PictureSize(FIELD_PX, 11_000)
 
@@ -80,18 +84,18 @@ class SlideFiles:
         RGB ``(H, W, 3)`` of both stains at the scale of the tissue masks.
     tumor
         GeoJSON of the tumour by stain, in pixels of level 0.
+    tumor_mask
+        Of the tumour, in the Ki-67 frame.
     hot_spots
         GeoJSON of the hot spots on the Ki-67 slide, in pixels of level 0.
-    local_index
-        RGB heatmap of the local index.
     """
 
     check: Mapping[str, Any]
     transform: Mapping[str, Any]
     thumbnails: Mapping[str, RgbImage]
     tumor: Mapping[str, Mapping[str, Any]]
+    tumor_mask: Mask
     hot_spots: Mapping[str, Any] | None = None
-    local_index: RgbImage | None = None
 
 
 def picture(image: RgbImage, size: PictureSize) -> Picture:
@@ -208,15 +212,15 @@ def slide_page(
     fields = choose_fields(counted, each=1) if read is not None else []
     tumor = geojson_polygons(files.tumor.get(shown), (stains.get(shown) or {}).get("mpp"))
     absent: dict[str, str] = {}
-    page: dict[str, Any] = {"overview": None, "local_index": None, "registration": None, "fields": []}
+    page: dict[str, Any] = {"overview": None, "heatmaps": [], "registration": None, "fields": []}
     if not (stains.get(shown) or {}).get("usable"):
         absent["overview"] = f"{slide_id}: there is no slide that can be shown"
     else:
         page["overview"] = _overview(files, shown, tumor, fields)
-    if files.local_index is None:
-        absent["local_index"] = f"{slide_id}: there is no heatmap of the local index"
+    if page["overview"] and shown == "ki67" and len(counted):
+        page["heatmaps"] = _heatmaps(files, counted, tumor)
     else:
-        page["local_index"] = asdict(picture(files.local_index, HEATMAP))
+        absent["heatmaps"] = f"{slide_id}: no tumour nuclei were counted, so there is no map of the index"
     page["registration"] = _registration(files)
     if page["registration"] is None:
         absent["registration"] = f"{slide_id}: {files.transform.get('reason') or 'nothing was registered'}"
@@ -242,6 +246,30 @@ def _overview(files: SlideFiles, shown: Stain, tumor: list[Any], fields: Sequenc
         "fields": [[round(UNITS * at / mpp) for at in (one.x_um, one.y_um, FIELD_UM)] for one in fields],
         "scale_bar": _scale_bar(small.width, mpp),
     }
+
+
+def _heatmaps(files: SlideFiles, counted: geopandas.GeoDataFrame, tumor: list[Any]) -> list[dict[str, Any]]:
+    """Local index and density of the tumour over the slide, with its edge and the hot spots as paths."""
+    stain, thumbnail = files.check["stains"]["ki67"], files.thumbnails["ki67"]
+    small = _scaled(thumbnail, min(1.0, HEATMAP.longest_px / max(thumbnail.shape[:2])))
+    small_mpp = stain["tissue_mpp"] * thumbnail.shape[1] / small.shape[1]
+    local = local_index_map(tumor_nuclei(counted), files.tumor_mask)
+    hot_spots = geojson_polygons(files.hot_spots, stain["mpp"])
+    shown = []
+    for panel in local_panels(small, small_mpp, local, files.tumor_mask):
+        encoded = picture(panel.pixels, HEATMAP)
+        mpp = small_mpp * small.shape[1] / encoded.width
+        shown.append(
+            {
+                "picture": asdict(encoded),
+                "words": panel.words,
+                "top": f"{panel.top:g} {panel.unit}",
+                "tumor": polygons_path(tumor, mpp),
+                "hot_spots": polygons_path(hot_spots, mpp),
+                "scale_bar": _scale_bar(encoded.width, mpp),
+            }
+        )
+    return shown
 
 
 def _scale_bar(width_px: int, mpp: float) -> dict[str, Any]:

@@ -16,7 +16,7 @@ function slideView(slide, details) {
       h("div", { class: "whole-slide" },
         overviewFigure(slide, page, fields, hidden),
         registrationFigure(slide, page)),
-      heatmapFigure(slide, page, hidden),
+      heatmapsSection(slide, page, hidden),
       fieldsSection(slide, page, fields, hidden),
     ),
     h("div", { class: "facts" },
@@ -111,11 +111,31 @@ function overviewFigure(slide, page, fields, hidden) {
   return figure;
 }
 
-function heatmapFigure(slide, page, hidden) {
+function heatmapsSection(slide, page, hidden) {
+  const hint = hidden ? "hidden until you have scored this slide" : page.absent.heatmaps;
+  if (hidden || !page.heatmaps.length) return h("section", {}, h("h3", {}, "Local index and hot spots"), absent(hint, slide));
+  const group = h("section", { class: "fields", "aria-labelledby": "heatmaps-heading" });
+  group.append(
+    h("div", { class: "fields-head" }, h("h3", { id: "heatmaps-heading" }, "Local index and hot spots"),
+      h("span", { class: "row" }, layerSwitch(group, "tumor", "tumour"), page.heatmaps[0].hot_spots ? layerSwitch(group, "hot_spots", "hot spots") : null)),
+    h("div", { class: "row-of-maps" }, page.heatmaps.map((map) => heatmapFigure(map))));
+  return group;
+}
+
+function heatmapFigure(map) {
   const figure = h("figure", {});
-  const content = hidden ? absent("hidden until you have scored this slide", slide) : page.local_index ? pictureFrame(page.local_index, "Heatmap of the local index with the outlines of hot spots") : absent(page.absent.local_index, slide);
-  figure.append(h("figcaption", {}, h("span", {}, "Local index and hot spots"), !hidden && page.local_index ? largeSwitch(figure) : null), content);
+  const words = `${map.words.slice(0, 1).toUpperCase()}${map.words.slice(1)}`;
+  figure.append(
+    pictureFrame(map.picture, `${words}, coloured from 0 to ${map.top}`, cased(map.tumor, "tumor"), cased(map.hot_spots, "hot-spots"), scaleBar(map.scale_bar, map.picture)),
+    h("figcaption", {}, h("span", {}, words, colorBar(map.top)), largeSwitch(figure)));
   return figure;
+}
+
+function colorBar(top) {
+  const colors = DATA.heatmap_colors;
+  const bar = svg("svg", { viewBox: `0 0 ${colors.length} 1`, preserveAspectRatio: "none", "aria-hidden": "true" },
+    colors.map((color, place) => svg("rect", { x: place, width: 1.1, height: 1, fill: color })));
+  return h("span", { class: "color-bar" }, h("span", {}, "0"), bar, h("span", {}, top));
 }
 
 function registrationFigure(slide, page) {

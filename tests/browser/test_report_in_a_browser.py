@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,17 +12,16 @@ import pandas as pd
 import pytest
 import yaml
 
+from benchmarks.browser import CHROMIUM, DRIVER, seconds_to_open, start_browser
 from benchmarks.report_size import drawn_page, drawn_records, write_report
 from ki67.sheet import add_scores, read_rows
 from tests.conftest import ROOT
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed; run: make setup-test")
+pytest.importorskip("selenium.webdriver", reason="selenium is not installed; run: make setup-test")
 
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="no Chromium and its driver; run: apt-get install chromium chromium-driver"
 )
@@ -57,9 +54,7 @@ class Page:
 
     def open(self, path: Path) -> float:
         """Open a page; seconds from the start of the navigation until it is drawn."""
-        self.driver.get(path.as_uri())
-        drawn = "const end = arguments[0]; requestAnimationFrame(() => setTimeout(() => end(performance.now()), 0))"
-        return self.driver.execute_async_script(drawn) / 1000
+        return seconds_to_open(self.driver, path)
 
     def all(self, selector: str) -> list[Any]:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
@@ -107,19 +102,7 @@ def browser(tmp_path: Path) -> Iterator[Callable[..., Page]]:
     started: list[Page] = []
 
     def start(width: int = 1440, *, dark: bool = False) -> Page:
-        options = webdriver.ChromeOptions()
-        options.binary_location = CHROMIUM
-        switches = [
-            "--headless=new",
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-            f"--user-data-dir={tmp_path / 'user'}",
-        ]
-        for switch in [*switches, *(["--no-sandbox"] if os.geteuid() == 0 else [])]:
-            options.add_argument(switch)
-        options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path)})
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
+        driver = start_browser(tmp_path)
         size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -195,7 +178,9 @@ def test_a_slide_opens_and_closes_by_keyboard(browser: Callable[..., Page], coho
         "Provenance",
     ):
         assert expected in words
-    assert len(page.all(".slide-dialog image")) == 6
+    # Slide, registration, both maps, three fields.
+    assert len(page.all(".slide-dialog image")) == 7
+    assert [bar.text.split()[0] for bar in page.all(".slide-dialog .color-bar")] == ["0", "0"]
     marks = page.one(".marks .positive:not(.case)")
     assert marks.value_of_css_property("stroke") == "rgb(227, 0, 27)"
     page.press("m")

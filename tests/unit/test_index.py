@@ -11,8 +11,9 @@ from ki67.categories import category_names, category_of, certain_category, index
 from ki67.errors import ConfigError, Finding, Flag
 from ki67.geometry import Mask
 from ki67.hot_spots import find_hot_spots
-from ki67.index import MEASURES, flags_of, ki67_index, slide_findings, slide_record, tumor_nuclei
+from ki67.index import MEASURES, flags_of, ki67_index, slide_findings, slide_record
 from ki67.intervals import block_bootstrap, wilson_interval, wilson_probability_above
+from ki67.nucleus_squares import tumor_nuclei
 from ki67.storage import to_plain
 from tests.unit.drawn_tables import table_of
 

@@ -24,7 +24,7 @@ from ki67.report import (
 
 SETTINGS = ReportSettings((0.1, 0.2), ("<10%", "10-20%", ">20%"))
 HOSTILE = "</script><script>alert(1)</script>\n=cmd|' /C calc'!A0 \"&amp;'<!--\u2028"
-PAGE: dict[str, Any] = {"overview": None, "local_index": None, "registration": None, "fields": [], "absent": {}}
+PAGE: dict[str, Any] = {"overview": None, "heatmaps": [], "registration": None, "fields": [], "absent": {}}
 
 
 def record(slide: str = "S1", **changes: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pytest
 import shapely
 from PIL import Image
 
+from ki67.geometry import Mask
 from ki67.nucleus_table import empty_nuclei
 from ki67.report_pictures import (
     LONGEST_PATH,
@@ -47,6 +48,7 @@ def files(**changes: Any) -> SlideFiles:
         "transform": {"matrix": SHIFT, "source": "he", "target": "ki67", "deformation": None, "reason": "it fits"},
         "thumbnails": {"he": WHITE, "ki67": WHITE},
         "tumor": {"he": TUMOR, "ki67": TUMOR},
+        "tumor_mask": Mask(np.arange(200) < np.full((150, 1), 150), 2.0, "ki67"),
     }
     return SlideFiles(**known | changes)
 
@@ -101,13 +103,23 @@ def test_polygons_of_a_file_are_in_microns() -> None:
 
 
 def test_a_page_shows_all_that_there_is() -> None:
-    page = slide_page(files(hot_spots=TUMOR, local_index=WHITE), nuclei(), read, slide_id="S1")
+    page = slide_page(files(hot_spots=TUMOR), nuclei(), read, slide_id="S1")
     assert page["absent"] == {}
     assert page["overview"]["stain"] == "Ki-67"
     # 50 to 250 µm at 1 µm/px, in halves of a pixel.
     assert page["overview"]["tumor"] == page["overview"]["hot_spots"] == "M100 100l400 0 0 400-400 0z"
     assert page["overview"]["scale_bar"] == {"length": 200, "label": "100 µm"}
     assert page["overview"]["fields"] == [[0, 0, 400]]
+    assert [(one["words"], one["top"]) for one in page["heatmaps"]] == [
+        ("local index", "30 %"),
+        ("tumour nuclei", "1500 per mm²"),  # 31 nuclei in the 150 x 150 µm of the corner's window
+    ]
+    for one in page["heatmaps"]:
+        assert one["hot_spots"] == one["tumor"] == page["overview"]["tumor"]
+        image = decoded(one["picture"]["src"]).astype(int)
+        # Coloured in the tumour within reach of the nuclei, gray outside it.
+        assert np.ptp(image[100, 100]) > 60
+        assert np.ptp(image[280, 380]) < 12
     assert page["registration"]["reason"] == "it fits"
     (field,) = page["fields"]
     assert (field["positive"], field["total"]) == (10, 40)
@@ -128,10 +140,10 @@ def test_what_cannot_be_shown_is_said_in_words() -> None:
         check=unusable, transform={"reason": "there are no two slides"}, tumor={"he": NOTHING, "ki67": NOTHING}
     )
     page = slide_page(none, empty_nuclei(), None, slide_id="S1")
-    assert (page["overview"], page["local_index"], page["registration"], page["fields"]) == (None, None, None, [])
+    assert (page["overview"], page["heatmaps"], page["registration"], page["fields"]) == (None, [], None, [])
     assert page["absent"] == {
         "overview": "S1: there is no slide that can be shown",
-        "local_index": "S1: there is no heatmap of the local index",
+        "heatmaps": "S1: no tumour nuclei were counted, so there is no map of the index",
         "registration": "S1: there are no two slides",
         "fields": "S1: no tumour nuclei were counted, so no fields are shown",
     }

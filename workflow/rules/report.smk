@@ -6,8 +6,8 @@ rule page:
         thumbnail_ki67="results/{slide}/thumbnail_ki67.jpg",
         tumor_he="results/{slide}/tumor_he.geojson",
         tumor_ki67="results/{slide}/tumor_ki67.geojson",
+        tumor_mask="results/{slide}/tumor_ki67.ome.zarr",
         nuclei="results/{slide}/nuclei.parquet",
-        local_index="results/{slide}/local_index.png",
         hot_spots="results/{slide}/hot_spots.geojson",
         ki67=slide_file("ki67"),
     output:

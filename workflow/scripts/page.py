@@ -4,7 +4,7 @@ from ki67.errors import SlideError
 from ki67.provenance import stage_log
 from ki67.report_pictures import SlideFiles, slide_page
 from ki67.slides import open_slide
-from ki67.storage import read_image, read_json, read_nuclei_parquet, write_json
+from ki67.storage import read_image, read_json, read_nuclei_parquet, read_tumor_zarr, write_json
 
 SLIDE, INPUT = snakemake.wildcards.slide, snakemake.input
 
@@ -26,7 +26,7 @@ with stage_log(snakemake.log[0], stage="page", name=SLIDE) as log:
         thumbnails={stain: read_image(INPUT[f"thumbnail_{stain}"]) for stain in ("he", "ki67")},
         tumor={stain: read_json(INPUT[f"tumor_{stain}"]) for stain in ("he", "ki67")},
         hot_spots=read_json(INPUT.hot_spots),
-        local_index=read_image(INPUT.local_index),
+        tumor_mask=read_tumor_zarr(INPUT.tumor_mask, "ki67"),
     )
     page = make_page(files, read_nuclei_parquet(INPUT.nuclei))
     write_json(snakemake.output.page, page)

@@ -1,10 +1,11 @@
 """Write the report of the cohort: one page, and above 300 slides one for each of them."""
 
+import shutil
 from pathlib import Path
 
 from ki67.index import index_categories
 from ki67.provenance import stage_log, versions
-from ki67.report import ReportSettings, report_html, slide_pages
+from ki67.report import PAGES_FOLDER, ReportSettings, report_html, slide_pages
 from ki67.storage import read_json, whole, write_text
 
 INPUT, OUTPUT = snakemake.input, snakemake.output
@@ -14,6 +15,7 @@ with stage_log(snakemake.log[0], stage="report", name="cohort") as log:
     records = [read_json(path) for path in INPUT.indices]
     settings = ReportSettings(CUTOFFS, NAMES, read_json(INPUT.agreement), versions(("jinja2",)))
     pages, folder = map(read_json, INPUT.pages), OUTPUT.get("pages")
+    shutil.rmtree(Path(OUTPUT.report).with_name(PAGES_FOLDER), ignore_errors=True)  # of a cohort that was larger
     if folder:
         with whole(folder) as partial:
             partial.mkdir()
