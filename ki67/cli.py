@@ -302,6 +302,10 @@ def evaluate_tumor(
     datasets: Annotated[list[Path], typer.Argument(help="Dataset folders of kind tumor, or with roi_masks.")],
     model: Annotated[Path, typer.Option(help="Folder of a tumour network, such as resources/models/tumor_he.")],
     out: Annotated[Path | None, typer.Option(help="JSON file for all results; of several datasets a list.")] = None,
+    coarse: Annotated[
+        Path | None, typer.Option(help="Folder of the coarser network beside it; MODEL_coarse where there is one.")
+    ] = None,
+    alone: Annotated[bool, typer.Option("--alone", help="Without a coarser network beside it.")] = False,
     pictures: Annotated[
         Path | None, typer.Option(help="Folder for ROC curves and the best, median and worst image.")
     ] = None,
@@ -309,18 +313,27 @@ def evaluate_tumor(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[PrecisionName, typer.Option(help="In which numbers.")] = PrecisionName.AUTO,
 ) -> None:
-    """How well a network finds tumour: per pixel, per patch of 64 µm, and as the workflow's mask."""
+    """How well tumour is found: per pixel, per patch of 64 µm, and as the workflow's mask.
+
+    Where a coarser network lies beside the network, both answer, as in the workflow.
+    """
     from ki67.networks import load_network
     from ki67.storage import write_image_png, write_json
+    from ki67.tumor import Cascade
+    from ki67.tumor_evaluation import MaskSettings
     from ki67.tumor_evaluation import evaluate_tumor as measure
     from ki67.tumor_report import roc_picture, tumor_pictures, tumor_table
 
     network = load_network(model, device=device, precision=precision.value)
+    beside = coarse or model.with_name(f"{model.resolve().name}_coarse")
+    both = not alone and (coarse is not None or (beside / "model.json").is_file())
+    cascade = Cascade(load_network(beside, device=device, precision=precision.value)) if both else None
+    settings = MaskSettings(cascade=cascade)
     records = []
     for folder in datasets:
-        evaluation = measure(folder, network, images=images or ())
+        evaluation = measure(folder, network, images=images or (), settings=settings)
         if pictures:
-            drawn = {"roc": roc_picture(evaluation), **tumor_pictures(folder, network, evaluation)}
+            drawn = {"roc": roc_picture(evaluation), **tumor_pictures(folder, network, evaluation, settings)}
             for name, picture in drawn.items():
                 write_image_png(pictures / f"{evaluation.dataset}_{network.spec.name}_{name}.png", picture)
         records.append(evaluation.to_json())

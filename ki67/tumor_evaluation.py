@@ -18,7 +18,7 @@ from ki67.bootstrap import percentile_intervals
 from ki67.errors import Ki67Error
 from ki67.networks import STRIDE_PX, Predictor, predict_image
 from ki67.training.datasets import read_dataset, resampled
-from ki67.tumor import SMOOTHING_UM, regions
+from ki67.tumor import SMOOTHING_UM, Cascade, regions
 from ki67.tumor_fields import SCORED_MPP, TumorField, at_shape, check_has_tumor, chosen_images, read_tumor_fields
 
 log = logging.getLogger(__name__)
@@ -44,12 +44,15 @@ class MaskSettings:
         Smaller regions are dropped, smaller holes filled.
     threshold
         Of the smoothed probability; None takes the network's own.
+    cascade
+        The coarser network that answers as well, if any; see ``answer``.
     """
 
     mpp: float = 2.0
     smallest_region_mm2: float = 0.01
     smallest_hole_mm2: float = 0.005
     threshold: float | None = None
+    cascade: Cascade | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,9 @@ class TumorEvaluation:
     identity
         What made the answers.
     learned_from
-        Whether the network says that it was trained on a dataset of this name.
+        Whether a network says that it was trained on a dataset of this name.
+    coarse_identity
+        Of the coarser network that answered as well, if any.
     """
 
     dataset: str
@@ -113,6 +118,7 @@ class TumorEvaluation:
     images: tuple[TumorCounts, ...]
     identity: Mapping[str, str] = field(default_factory=dict)
     learned_from: bool = False
+    coarse_identity: Mapping[str, str] | None = None
 
     @property
     def pixels(self) -> NDArray[np.int64]:
@@ -130,6 +136,7 @@ class TumorEvaluation:
         return {
             "dataset": self.dataset,
             "model": dict(self.identity),
+            "coarse_model": None if self.coarse_identity is None else dict(self.coarse_identity),
             "learned_from": self.learned_from,
             "mpp": SCORED_MPP,
             "patch_um": PATCH_UM,
@@ -187,7 +194,7 @@ def evaluate_tumor(
     images
         Names or patterns of those to look at; all where there is none.
     settings
-        How the mask is made; those of the workflow where there are none.
+        How the mask is made, and with which coarser network; those of the workflow, without one, where there are none.
 
     Raises
     ------
@@ -207,12 +214,14 @@ def evaluate_tumor(
     fields = read_tumor_fields(dataset, paths)
     for image in tqdm(fields, desc=f"tumour of {dataset.name}", unit="image", total=len(paths)):
         counts.append(count(image, answer(image, network, settings)))
+    networks = [network, *([settings.cascade.network] if settings.cascade else [])]
     evaluation = TumorEvaluation(
         dataset.name,
         network.spec.threshold,
         tuple(counts),
-        getattr(network, "identity", {"name": network.spec.name}),
-        dataset.name in _trained_on(network),
+        _identity(network),
+        any(dataset.name in _trained_on(one) for one in networks),
+        _identity(settings.cascade.network) if settings.cascade else None,
     )
     pixels = evaluation.pixels
     log.info(
@@ -221,6 +230,10 @@ def evaluate_tumor(
         100 * pixels[1].sum() / max(1, pixels.sum()),
     )
     return evaluation
+
+
+def _identity(network: Predictor) -> Mapping[str, str]:
+    return getattr(network, "identity", {"name": network.spec.name})
 
 
 def _trained_on(network: Predictor) -> set[str]:
@@ -233,10 +246,18 @@ def _trained_on(network: Predictor) -> set[str]:
 
 
 def answer(image: TumorField, network: Predictor, settings: MaskSettings) -> TumorAnswer:
-    """What a network says of an image, brought to ``SCORED_MPP``: bilinear from a coarser scale, else means."""
+    """What a network says of an image, brought to ``SCORED_MPP``: bilinear from a coarser scale, else means.
+
+    With a cascade, the mean of both networks everywhere. On slides the workflow spares the finer one where the coarser
+    is certain; ``benchmarks.cascade`` measures what that costs.
+    """
     mpp = network.spec.mpp
     threshold = network.spec.threshold if settings.threshold is None else settings.threshold
     probability = predict_windows(network, resampled(image.rgb, image.mpp / mpp))
+    if settings.cascade is not None:
+        coarse, share = settings.cascade.network, settings.cascade.coarse_share
+        other = _at_shape(predict_windows(coarse, resampled(image.rgb, image.mpp / coarse.spec.mpp)), probability.shape)
+        probability = cv2.addWeighted(probability, 1 - share, other, share, 0.0).astype(np.uint8)
     return TumorAnswer(
         _at_shape(probability, image.truth.shape),
         _workflow_mask(probability, mpp, image.allowed, threshold, settings),

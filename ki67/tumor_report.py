@@ -187,7 +187,8 @@ def roc_picture(evaluation: TumorEvaluation) -> NDArray[np.uint8]:
         )
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     axes.set(xlabel="1 - specificity", ylabel="sensitivity")
-    axes.set_title(f"{evaluation.identity.get('name', '')} on {evaluation.dataset}", loc="left", fontsize=12)
+    names = [one.get("name", "") for one in (evaluation.identity, evaluation.coarse_identity) if one is not None]
+    axes.set_title(f"{' and '.join(names)} on {evaluation.dataset}", loc="left", fontsize=12)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="0.92")
     if axes.get_legend_handles_labels()[0]:
@@ -216,7 +217,7 @@ def _row(record: dict[str, Any]) -> dict[str, str]:
 
     return {
         "dataset": record["dataset"],
-        "network": record["model"]["name"],
+        "network": " and ".join(one["name"] for one in (record["model"], record["coarse_model"]) if one),
         "learned from it": "yes" if record["learned_from"] else "no",
         "images": str(len(record["images"])),
         "AUC": cell("pooled", "auc"),

@@ -17,6 +17,7 @@ from ki67.errors import Ki67Error
 from ki67.networks import build_network, nuclei_spec, save_network, tumor_spec
 from ki67.storage import to_plain
 from ki67.training.datasets import read_dataset
+from ki67.tumor import Cascade
 from ki67.tumor_evaluation import (
     PATCH_LEVELS,
     MaskSettings,
@@ -244,6 +245,36 @@ def test_only_the_images_asked_for_are_looked_at(tmp_path: Path) -> None:
         evaluate_tumor(folder, At(), images=["c*"])
 
 
+class Says(At):
+    """Says the same of every pixel."""
+
+    def __init__(self, level: int, mpp: float) -> None:
+        super().__init__(mpp)
+        self.level = level
+
+    def predict_levels(self, batch: np.ndarray, halo_px: int) -> np.ndarray:
+        return np.full_like(super().predict_levels(batch, halo_px), self.level)
+
+
+def test_a_coarser_network_beside_answers_half_of_each_pixel(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "d", {"a": shifted()})
+    far = Says(200, 2.0)
+    far.spec = replace(far.spec, name="far", training={"datasets": [{"name": "d"}]})
+    # What the first calls dark has (255 + 200) / 2, all else 100: both are told apart as before, at another level.
+    record = evaluate_tumor(folder, At(), settings=MaskSettings(cascade=Cascade(far))).to_json()
+    alone = evaluate_tumor(folder, At()).to_json()
+    assert record["pooled"]["dice"] == alone["pooled"]["dice"]
+    assert record["coarse_model"] == {"name": "far"}
+    assert (record["learned_from"], alone["learned_from"], alone["coarse_model"]) == (True, False, None)
+    far.level = 255
+    record = evaluate_tumor(folder, At(), settings=MaskSettings(cascade=Cascade(far))).to_json()
+    assert record["pooled"]["sensitivity"] == 1.0
+    assert "| d | tumor_he and far | yes | 1 |" in tumor_table([record])
+    far.level = 0
+    record = evaluate_tumor(folder, At(), settings=MaskSettings(cascade=Cascade(far, coarse_share=0.6))).to_json()
+    assert record["pooled"]["sensitivity"] == 0.0
+
+
 def test_a_network_that_learned_from_the_dataset_says_so(tmp_path: Path) -> None:
     network = At()
     network.spec = replace(network.spec, training={"datasets": [{"name": "d"}]})
@@ -283,6 +314,12 @@ def test_the_command_writes_results_and_pictures(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "p").iterdir()} == {
         f"d_tumor_he_{name}.png" for name in ("roc", "best", "median", "worst")
     }
+    assert "| d | tumor_he | no | 2 |" in result.output
+    spec = replace(tumor_spec("tumor_he_coarse", "he"), mpp=4.0)
+    save_network(tmp_path / "model_coarse", build_network(spec), spec, "card")
+    result = CliRunner().invoke(app, ["evaluate", "tumor", str(folder), *arguments, "--device", "cpu"])
+    assert "| d | tumor_he and tumor_he_coarse | no | 2 |" in result.output
+    result = CliRunner().invoke(app, ["evaluate", "tumor", str(folder), *arguments, "--alone", "--device", "cpu"])
     assert "| d | tumor_he | no | 2 |" in result.output
 
 

@@ -34,6 +34,8 @@ rule evaluate_tumor:
     input:
         description=lambda wildcards: f"{evaluation_folder(wildcards.dataset, 'tumor')}/dataset.yaml",
         model=lambda wildcards: model_file(wildcards.model),
+        # The network for H&E answers as in the workflow, together with the coarser one.
+        coarse_model=lambda wildcards: tumor_model_file("he_coarse")(wildcards) if wildcards.model == tumor_model("he") else [],
     output:
         record="evaluation/tumor/{model}/{dataset}.json",
         roc="evaluation/tumor/{model}/{dataset}_roc.png",

@@ -5,6 +5,7 @@ from pathlib import Path
 from ki67.networks import load_network
 from ki67.provenance import stage_log, versions
 from ki67.storage import write_image_png, write_json
+from ki67.tumor import Cascade
 from ki67.tumor_evaluation import MaskSettings, evaluate_tumor
 from ki67.tumor_report import roc_picture, tumor_pictures
 
@@ -12,12 +13,16 @@ MODEL, INPUT, OUTPUT = snakemake.wildcards.model, snakemake.input, snakemake.out
 SETTINGS, FOLDER = snakemake.params.settings, Path(INPUT.description).parent
 
 with stage_log(snakemake.log[0], stage="evaluate_tumor", name=f"{MODEL} {FOLDER.name}") as log:
-    network = load_network(Path(INPUT.model).parent, device=SETTINGS["device"], precision=SETTINGS["precision"])
+    paths = [Path(path).parent for path in (INPUT.model, INPUT.coarse_model) if path]
+    network, *coarse = [
+        load_network(path, device=SETTINGS["device"], precision=SETTINGS["precision"]) for path in paths
+    ]
     mask = MaskSettings(
         mpp=SETTINGS["mask_mpp"],
         smallest_region_mm2=SETTINGS["smallest_region_mm2"],
         smallest_hole_mm2=SETTINGS["smallest_hole_mm2"],
         threshold=SETTINGS["threshold"],
+        cascade=Cascade(coarse[0]) if coarse else None,
     )
     evaluation = evaluate_tumor(FOLDER, network, settings=mask)
     write_image_png(OUTPUT.roc, roc_picture(evaluation))
