@@ -6,7 +6,8 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -101,11 +102,16 @@ def test_the_environment_of_the_driver_holds_what_the_rules_import(tmp_path: Pat
         assert not lacking(imported_at_once(file), "driver"), file.name
 
 
+@cache
+def distributions_by_package() -> Mapping[str, list[str]]:
+    return packages_distributions()
+
+
 def lacking(names: Iterator[str], environment: str) -> list[str]:
     """Those of the imported packages that an environment does not hold."""
     pins = yaml.safe_load((ROOT / "envs" / f"{environment}.yaml").read_text())["dependencies"][-1]["pip"]
     held = {pin.split("==")[0] for pin in pins}
-    known = packages_distributions()
+    known = distributions_by_package()
     return [name for name in names if not {canonicalize_name(one) for one in known.get(name, [name])} & held]
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 FOLDER = Path(os.environ["KI67_STAND_IN"])
-# Snakemake puts the folders of its own libraries behind those of the environment, where they would hide what is missing.
+# Snakemake puts the libraries of whoever started it behind those of the environment, where they would hide what is missing.
 SITECUSTOMIZE = """
 import atexit, os, pathlib, sys
 
@@ -28,7 +28,8 @@ def tell():
     with (home / "foreign").open("a") as out:
         out.write("".join(f"{name}\\n" for name in sorted(foreign)))
 
-atexit.register(tell)
+if sys.prefix != os.environ["KI67_DRIVER"]:
+    atexit.register(tell)
 """
 
 
