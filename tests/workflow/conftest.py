@@ -1,7 +1,9 @@
-"""Small drawn slides, good and bad, and a cohort of the good ones that was scored once."""
+"""Small drawn slides, good and bad, a cohort of the good ones that was scored once, and one scored with conda."""
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,13 +15,51 @@ import pytest
 import tifffile
 from PIL import Image
 
-from tests.conftest import ROOT, Workflow, copy_clone
+from tests.conftest import ROOT, Workflow, clean_environment, copy_clone
 
 HEADER = "slide | ki67 | he | mpp_ki67 | patient | reference_index"
 GOOD = (
     "G1 | Präparat 1/Ki 67.tif | Präparat 1/H&E.tif | | P1 | 0.25",
     "G2 | ihc/ki67.tif | | | P1 |",
 )
+
+BAD = {
+    "truncated": (
+        "B1 | truncated.tif | | | |",
+        "unreadable",
+        "B1: the Ki-67 slide is incomplete or damaged (the file holds ",
+    ),
+    "empty": (
+        "B2 | empty.svs | | | |",
+        "unreadable",
+        "B2: the Ki-67 slide is an empty file of 0 bytes; copy it again from its source",
+    ),
+    "text": (
+        "B3 | text.svs | | | |",
+        "unreadable",
+        "B3: the Ki-67 slide is not an image that OpenSlide, tifffile or Pillow can decode; copy it again",
+    ),
+    "missing": (
+        "B4 | missing.svs | | | |",
+        "missing_file",
+        "B4: the Ki-67 slide does not exist; correct column ki67 of B4 in the sample sheet",
+    ),
+    "without mpp": (
+        "B5 | plain.png | | | |",
+        "no_mpp",
+        "B5: the Ki-67 slide gives no microns per pixel; set mpp_ki67 for B5 in the sample sheet",
+    ),
+    "blank": (
+        "B6 | blank.tif | | 0.5 | |",
+        "no_tissue",
+        "B6: no tissue was found on the Ki-67 slide; look at its thumbnail and check column ki67 of B6",
+    ),
+    "wrong stain": (
+        "B7 | Präparat 1/H&E.tif | | | |",
+        "wrong_stain",
+        "B7: the Ki-67 slide looks like H&E (confidence ",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -85,3 +125,68 @@ def scored(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Two good slides, scored without disturbance, in a clone of their own."""
     folder = tmp_path_factory.mktemp("run")
     return finish(run_in(copy_clone(folder / "clone"), slides, folder / "results of a run", GOOD))
+
+
+class StandIn:
+    """A program in a folder of its own, and what it was called with."""
+
+    def __init__(self, program: str, folder: Path) -> None:
+        self.folder = folder
+        (folder / "bin").mkdir(parents=True)
+        script = ROOT / "tests" / "workflow" / "stand_ins" / f"{program}.py"
+        executable = folder / "bin" / program
+        executable.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{script}" "$@"\n', encoding="utf-8")
+        executable.chmod(0o755)
+        (folder / "bin" / "activate").write_text('export PATH="$1/bin:$PATH"\n', encoding="utf-8")
+
+    def run(self, command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+        """Run a command with the stand-in first on the path, and the command's own Python behind it."""
+        python = Path(command[0]).parent
+        environment = clean_environment() | {
+            "KI67_STAND_IN": str(self.folder),
+            "KI67_DRIVER": str(python.parent),
+            "PATH": os.pathsep.join([str(self.folder / "bin"), str(python), os.environ["PATH"]]),
+        }
+        return subprocess.run(
+            command,
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+
+    def calls(self, command: str) -> list[list[str]]:
+        """The calls that begin with a command."""
+        lines = (self.folder / "calls").read_text(encoding="utf-8").splitlines()
+        return [call for call in map(json.loads, lines) if call[:1] == [command]]
+
+
+@dataclass(frozen=True)
+class WithConda:
+    """A finished run with ``--sdm conda``: the stand-in, the run, and what it said."""
+
+    conda: StandIn
+    workflow: Workflow
+    said: str
+
+
+@pytest.fixture(scope="session")
+def with_conda(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> WithConda:
+    """A good slide, one without tissue and one without a file, with everything kept and every library from its file.
+
+    Snakemake runs in the environment of the driver, each job in that of its stack.
+    """
+    folder = tmp_path_factory.mktemp("conda")
+    conda = StandIn("conda", folder / "stand-in")
+    driver = ("--file", str(ROOT / "envs" / "driver.yaml"), "--prefix", str(folder / "driver"))
+    made = conda.run([str(conda.folder / "bin" / "conda"), "env", "create", *driver], folder)
+    assert made.returncode == 0, made.stdout
+    rows = (GOOD[0], BAD["blank"][0], BAD["missing"][0])
+    workflow = run_in(copy_clone(folder / "clone"), slides, folder / "run", rows)
+    _, *command = workflow.command("--sdm", "conda", "--config", "slides=slides.tsv", "keep=probabilities")
+    result = conda.run([str(folder / "driver" / "bin" / "python"), *command], workflow.folder)
+    assert result.returncode == 0, result.stdout
+    return WithConda(conda, workflow, result.stdout)

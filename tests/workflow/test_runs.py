@@ -18,50 +18,13 @@ import pytest
 import shapely
 
 from ki67.provenance import import_closure
-from tests.conftest import ROOT, Workflow, clean_environment, copy_clone, job_counts
-from tests.workflow.conftest import GOOD, HEADER, Finished, finish, run_in
+from tests.conftest import ROOT, Workflow, clean_environment, job_counts
+from tests.workflow.conftest import BAD, GOOD, HEADER, Finished, WithConda, finish, run_in
 
 pytestmark = pytest.mark.usefixtures("shipped_networks")
 
 STAGES = ("check", "tumor", "register", "transfer", "nuclei", "index")
 ONCE = ("cohort", "report")
-BAD = {
-    "truncated": (
-        "B1 | truncated.tif | | | |",
-        "unreadable",
-        "B1: the Ki-67 slide is incomplete or damaged (the file holds ",
-    ),
-    "empty": (
-        "B2 | empty.svs | | | |",
-        "unreadable",
-        "B2: the Ki-67 slide is an empty file of 0 bytes; copy it again from its source",
-    ),
-    "text": (
-        "B3 | text.svs | | | |",
-        "unreadable",
-        "B3: the Ki-67 slide is not an image that OpenSlide, tifffile or Pillow can decode; copy it again",
-    ),
-    "missing": (
-        "B4 | missing.svs | | | |",
-        "missing_file",
-        "B4: the Ki-67 slide does not exist; correct column ki67 of B4 in the sample sheet",
-    ),
-    "without mpp": (
-        "B5 | plain.png | | | |",
-        "no_mpp",
-        "B5: the Ki-67 slide gives no microns per pixel; set mpp_ki67 for B5 in the sample sheet",
-    ),
-    "blank": (
-        "B6 | blank.tif | | 0.5 | |",
-        "no_tissue",
-        "B6: no tissue was found on the Ki-67 slide; look at its thumbnail and check column ki67 of B6",
-    ),
-    "wrong stain": (
-        "B7 | Präparat 1/H&E.tif | | | |",
-        "wrong_stain",
-        "B7: the Ki-67 slide looks like H&E (confidence ",
-    ),
-}
 
 
 @pytest.fixture(scope="session")
@@ -131,14 +94,9 @@ def test_detections_for_qupath_are_the_counted_nuclei(scored: Finished) -> None:
 
 
 @pytest.fixture(scope="session")
-def with_probabilities(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def with_probabilities(with_conda: WithConda) -> Path:
     """Results of a good slide, one without tissue and one without a file, with everything kept."""
-    folder = tmp_path_factory.mktemp("probabilities")
-    rows = (GOOD[0], BAD["blank"][0], BAD["missing"][0])
-    workflow = run_in(copy_clone(folder / "clone"), slides, folder / "run", rows)
-    result = workflow.run("--config", "slides=slides.tsv", "keep=probabilities")
-    assert result.returncode == 0, result.stdout
-    return workflow.folder / "results"
+    return with_conda.workflow.folder / "results"
 
 
 @pytest.mark.parametrize("slide", ["G1", "B4", "B6"])
