@@ -1,8 +1,9 @@
-# make demo    draw four slides, score them, compare with the truth
-# make test    all tests and linters
-# make lint    the linters alone
-# make setup   install only; demo, test and lint do it themselves
-# make clean   remove what the targets made
+# make demo      draw four slides, score them, compare with the truth
+# make test      all tests and linters
+# make lint      the linters alone
+# make setup     install only; demo, test and lint do it themselves
+# make pictures  take the pictures of the README from the results of the demo
+# make clean     remove what the targets made
 
 PYTHON ?= python3.11
 CORES ?= $(shell nproc)
@@ -17,7 +18,7 @@ unexport PIP_FIND_LINKS PIP_NO_INDEX PIP_CONSTRAINT PIP_REQUIREMENT PIP_TARGET P
 unexport PYTHONPATH PYTHONHOME
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup setup-test demo test browser lint clean
+.PHONY: setup setup-test demo test browser lint pictures clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/installed
@@ -72,6 +73,9 @@ lint: setup-test
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/mypy
 	$(BIN)/snakemake --lint
+
+pictures: setup-test
+	$(BIN)/python .ci/pictures.py demo
 
 clean:
 	rm -rf $(VENV) demo .snakemake .pytest_cache .mypy_cache .ruff_cache

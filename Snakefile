@@ -1,12 +1,22 @@
 """Ki-67 index of whole slides: from a sample sheet of H&E and Ki-67 slides to one trustworthy number a slide."""
 
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
 min_version("9.27")
 
-
 # Not workflow.source_path: that is a temporary copy, which jobs on other nodes do not see.
-configfile: f"{workflow.current_basedir.get_path_or_uri(secret_free=True)}/config/config.yaml"
+FOLDER = workflow.current_basedir.get_path_or_uri(secret_free=True)
+if not Path(FOLDER).is_dir():
+    raise WorkflowError(
+        f"{FOLDER or 'the Snakefile'} is no folder of this machine, and the rules import a package that lies beside them; "
+        "clone the repository and name the Snakefile of the clone (see docs/quick_start.md)"
+    )
+
+
+configfile: f"{FOLDER}/config/config.yaml"
 
 
 include: "workflow/rules/common.smk"

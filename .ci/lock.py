@@ -1,4 +1,4 @@
-"""Write lock files and conda environments from what is installed: what is asked for, all that it needs, nothing else.
+"""Write lock files, conda environments and Dockerfiles from what is installed: what is asked for, all that it needs.
 
 Usage: .venv/bin/python .ci/lock.py [--check]
 """
@@ -23,14 +23,27 @@ ENVIRONMENTS = {
     "segmentation-models-pytorch torch torchvision tqdm",
     "report": f"{SLIDES} {TABLES} anndata dask jinja2 matplotlib numba scipy spatialdata statsmodels",
 }
-ENVIRONMENT_HEADER = """# Written by .ci/lock.py, with the versions of requirements.lock.
+# What starts the jobs, on a cluster as well: Snakemake, and what the rules and the check of the sheet import.
+DRIVERS = {"driver": f"{SLIDES} jsonschema pyyaml snakemake[reports] snakemake-executor-plugin-slurm"}
+# Of the environments and images, whatever Python this machine has.
+PYTHON = "3.11.13"
+PIP = "25.2"
+ENVIRONMENT_HEADER = f"""# Written by .ci/lock.py, with the versions of requirements.lock.
 channels:
   - conda-forge
   - nodefaults
 dependencies:
-  - python=3.11
-  - pip
+  - python=={PYTHON}
+  - pip=={PIP}
   - pip:
+"""
+# An image holds libraries alone: Snakemake mounts the folder of the workflow.
+DOCKERFILE = """# Written by .ci/lock.py, with the versions of requirements.lock. In the folder of the workflow:
+#   docker build -f envs/{name}.Dockerfile -t ki67-{name} envs
+FROM python:{python}-slim-bookworm
+RUN pip install --no-cache-dir --disable-pip-version-check pip=={pip} \\
+    && pip install --no-cache-dir --no-deps \\
+{pins}
 """
 HEADER = "# Written by .ci/lock.py from {source}, for Python 3.11 on Linux; install with: pip install --no-deps -r\n"
 
@@ -78,16 +91,27 @@ def lock_text(source: str) -> str:
     return HEADER.format(source=source) + "".join(f"{name}=={version}\n" for name, version in pins.items())
 
 
+def pinned(names: str) -> list[str]:
+    """The distributions of a software stack and all that they need, each with its version."""
+    return [f"{name}=={version}" for name, version in closure(Requirement(name) for name in names.split()).items()]
+
+
 def environment_text(names: str) -> str:
     """Content of the file of a conda environment."""
-    pins = closure(Requirement(name) for name in names.split())
-    return ENVIRONMENT_HEADER + "".join(f"      - {name}=={version}\n" for name, version in pins.items())
+    return ENVIRONMENT_HEADER + "".join(f"      - {pin}\n" for pin in pinned(names))
+
+
+def dockerfile_text(name: str) -> str:
+    """Content of the Dockerfile of a software stack."""
+    pins = " \\\n".join(f"       {pin}" for pin in pinned(ENVIRONMENTS[name]))
+    return DOCKERFILE.format(name=name, python=PYTHON, pip=PIP, pins=pins)
 
 
 def files() -> dict[str, str]:
     """Content of every file this script writes, by path."""
     locks = {lock: lock_text(source) for source, lock in LOCKS.items()}
-    return locks | {f"envs/{name}.yaml": environment_text(names) for name, names in ENVIRONMENTS.items()}
+    environments = {f"envs/{name}.yaml": environment_text(names) for name, names in (ENVIRONMENTS | DRIVERS).items()}
+    return locks | environments | {f"envs/{name}.Dockerfile": dockerfile_text(name) for name in ENVIRONMENTS}
 
 
 def main() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Workflow, clean_environment, job_counts
+from tests.conftest import ROOT, Workflow, clean_environment, job_counts
 
 STAGES = ("check", "tumor", "register", "transfer", "nuclei", "index")
 WHOLE = dict.fromkeys((*STAGES, "page"), 2) | {"cohort": 1, "report": 1}
@@ -146,6 +147,46 @@ def test_another_workflow_can_use_this_one_as_a_module(workflow: Workflow, sheet
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert (workflow.folder / "results" / "S01" / "check.json").is_file()
+
+
+@pytest.mark.usefixtures("shipped_networks")
+def test_the_snakefile_at_the_standard_place_plans_all_slides_with_the_same_profile(
+    workflow: Workflow, sheet: Path
+) -> None:
+    command = workflow.command("--dry-run", "--config", f"slides={sheet.name}")
+    command[command.index("--snakefile") + 1] = str(workflow.clone / "workflow" / "Snakefile")
+    said = planned_by(command, workflow.folder)
+    assert job_counts(said) == WHOLE | {"all_slides": 1}
+    assert f"{workflow.clone}/workflow/profiles/default" in said
+
+
+@pytest.mark.usefixtures("shipped_networks")
+@pytest.mark.parametrize("name", ["Snakefile", "workflow/Snakefile"])
+def test_rules_of_the_module_may_keep_their_names(workflow: Workflow, sheet: Path, name: str) -> None:
+    (workflow.folder / "Snakefile").write_text(
+        f"module ki67:\n    snakefile: '{workflow.clone / name}'\n    config: {{'slides': '{sheet.name}'}}\n\n"
+        "use rule * from ki67\n\n"
+        "rule wanted:\n    default_target: True\n    input: 'results/cohort/cohort.csv'\n"
+    )
+    said = planned_by([sys.executable, "-m", "snakemake", "--cores", "2", "--dry-run"], workflow.folder)
+    assert job_counts(said) == dict.fromkeys(STAGES, 2) | {"cohort": 1, "wanted": 1}
+
+
+@pytest.mark.usefixtures("shipped_networks")
+def test_the_module_of_the_quick_start_plans_all_slides(workflow: Workflow, sheet: Path) -> None:
+    text = (ROOT / "docs" / "quick_start.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (workflow.folder / "Snakefile").write_text(example)
+    (workflow.folder / "ki67").symlink_to(workflow.clone)
+    said = planned_by([sys.executable, "-m", "snakemake", "--cores", "2", "--dry-run"], workflow.folder)
+    assert job_counts(said) == {f"ki67_{rule}": count for rule, count in WHOLE.items()}
+
+
+def planned_by(command: list[str], folder: Path) -> str:
+    """What a run says that must not fail."""
+    found = subprocess.run(command, cwd=folder, env=clean_environment(), capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
+    return found.stdout + found.stderr
 
 
 def write_annotated(folder: Path) -> None:

@@ -14,6 +14,8 @@ rule check:
         "logs/check/{slide}.tsv"
     conda:
         "../../envs/registration.yaml"
+    container:
+        SETTINGS["containers"]["registration"]
     threads: 1
     resources:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,

@@ -40,6 +40,8 @@ rule cohort:
         "logs/cohort/cohort.tsv"
     conda:
         "../../envs/report.yaml"
+    container:
+        SETTINGS["containers"]["report"]
     threads: 1
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,

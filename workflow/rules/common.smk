@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 from snakemake.exceptions import WorkflowError
+from snakemake_interface_executor_plugins.settings import DeploymentMethod
 
 from ki67.errors import ConfigError
 from ki67.provenance import code_digest
@@ -97,6 +98,16 @@ def check_all_present() -> None:
         for column, path in columns.items():
             if located(path) is None:
                 raise ConfigError(missing_file_sentence(row, column, path, name=SHEET_NAME))
+
+
+def check_images() -> None:
+    """Where --sdm names apptainer alone, jobs without an image would run outside of any, and find no library there."""
+    missing = [name for name, image in SETTINGS["containers"].items() if image is None]
+    if workflow.deployment_settings.deployment_method == {DeploymentMethod.APPTAINER} and missing:
+        raise ConfigError(
+            f"--sdm apptainer needs an image of every software stack, and containers.{missing[0]} names none; set "
+            "containers (see docs/deployment.md), or leave --sdm apptainer out"
+        )
 
 
 def slide_row(wildcards) -> SlideRow:
@@ -329,7 +340,9 @@ try:
     SHEET_NAME = SETTINGS["slides"]
     SHEET = find_sheet(SHEET_NAME)
     SLIDES = load_slides()
-    if workflow.is_main_process and SETTINGS["on_missing"] == "stop":
-        check_all_present()
+    if workflow.is_main_process:
+        check_images()
+        if SETTINGS["on_missing"] == "stop":
+            check_all_present()
 except ConfigError as error:
     raise WorkflowError(str(error)) from None

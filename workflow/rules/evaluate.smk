@@ -18,6 +18,8 @@ rule evaluate_nuclei:
         method="|".join(NUCLEI_MODELS),
     conda:
         "../../envs/torch.yaml"
+    container:
+        SETTINGS["containers"]["torch"]
     threads: 8
     resources:
         mem_mb=8000,
@@ -50,6 +52,8 @@ rule evaluate_tumor:
         model="|".join(EVALUATED_TUMOR_MODELS),
     conda:
         "../../envs/torch.yaml"
+    container:
+        SETTINGS["containers"]["torch"]
     threads: 8
     resources:
         mem_mb=8000,
@@ -73,6 +77,8 @@ rule accuracy_table:
         kind="nuclei|tumor",
     conda:
         "../../envs/torch.yaml"
+    container:
+        SETTINGS["containers"]["torch"]
     params:
         code=lambda wildcards: code_of("evaluate.py"),
     script:

@@ -42,6 +42,8 @@ rule index:
         "logs/index/{slide}.tsv"
     conda:
         "../../envs/report.yaml"
+    container:
+        SETTINGS["containers"]["report"]
     threads: 1
     resources:
         mem_mb=lambda wildcards, attempt: 6000 * attempt,

@@ -16,6 +16,8 @@ rule nuclei:
         "logs/nuclei/{slide}.tsv"
     conda:
         "../../envs/torch.yaml"
+    container:
+        SETTINGS["containers"]["torch"]
     threads: 8
     resources:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,

@@ -22,6 +22,8 @@ rule register:
         "logs/register/{slide}.tsv"
     conda:
         "../../envs/registration.yaml"
+    container:
+        SETTINGS["containers"]["registration"]
     threads: 2
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,

@@ -18,6 +18,8 @@ rule page:
         "logs/page/{slide}.tsv"
     conda:
         "../../envs/report.yaml"
+    container:
+        SETTINGS["containers"]["report"]
     threads: 1
     resources:
         mem_mb=lambda wildcards, attempt: 3000 * attempt,
@@ -47,6 +49,8 @@ rule report:
         "logs/report/report.tsv"
     conda:
         "../../envs/report.yaml"
+    container:
+        SETTINGS["containers"]["report"]
     threads: 1
     resources:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,

@@ -14,6 +14,8 @@ rule draw_fields:
         network="|".join(FIELD_KINDS),
     conda:
         "../../envs/torch.yaml"
+    container:
+        SETTINGS["containers"]["torch"]
     threads: 8
     resources:
         mem_mb=8000,
@@ -45,6 +47,8 @@ rule train:
         network="|".join(PIXEL_NETWORKS),
     conda:
         "../../envs/torch.yaml"
+    container:
+        SETTINGS["containers"]["torch"]
     threads: 16
     resources:
         mem_mb=16000,
@@ -81,6 +85,8 @@ rule train_forest:
         "logs/train/nuclei_forest.tsv"
     conda:
         "../../envs/torch.yaml"
+    container:
+        SETTINGS["containers"]["torch"]
     threads: 8
     resources:
         mem_mb=8000,

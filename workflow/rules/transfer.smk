@@ -27,6 +27,8 @@ rule transfer:
         "logs/transfer/{slide}.tsv"
     conda:
         "../../envs/torch.yaml"
+    container:
+        SETTINGS["containers"]["torch"]
     threads: 8
     resources:
         mem_mb=lambda wildcards, attempt: 6000 * attempt,

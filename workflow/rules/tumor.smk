@@ -25,6 +25,8 @@ rule tumor:
         "logs/tumor/{slide}.tsv"
     conda:
         "../../envs/torch.yaml"
+    container:
+        SETTINGS["containers"]["torch"]
     threads: 8
     resources:
         mem_mb=lambda wildcards, attempt: 6000 * attempt,
