@@ -21,8 +21,8 @@ rule check:
     params:
         files=slide_paths,
         mpp=lambda wildcards: slide_row(wildcards).mpp,
-        companions=companions_digest,
+        state=files_state,
         settings=SETTINGS["check"],
-        code=lambda wildcards: code_of("check.py"),
+        code=code("check.py"),
     script:
         "../scripts/check.py"

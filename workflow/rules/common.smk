@@ -1,5 +1,6 @@
 """What the rules share: the checked settings and sample sheet, and where the files of a slide are."""
 
+import gc
 import hashlib
 import json
 import os
@@ -9,7 +10,8 @@ from pathlib import Path
 import yaml
 from snakemake.exceptions import WorkflowError
 
-from ki67.errors import ConfigError
+from ki67.errors import ConfigError, Ki67Error
+from ki67.preflight import check_dates, check_weights, check_writable, date_back
 from ki67.provenance import code_digest
 from ki67.report import MOST_SLIDES_IN_ONE_FILE, PAGES_FOLDER, template_digest
 from ki67.sheet import (
@@ -119,17 +121,39 @@ def region_file(stain: str):
     return lambda wildcards: located(slide_row(wildcards).regions.get(stain)) or []
 
 
-def companions_digest(wildcards) -> str:
-    """Names, sizes and times of the further files of slides that consist of many; their content would take too long."""
-    files = [located(path) for path in slide_row(wildcards).files.values()]
-    several = [file for file in files if file and Path(file).suffix.lower() in {".mrxs", ".vms", ".vmu", ".dcm"}]
+def files_state(wildcards) -> str:
+    """What tells that a slide was replaced by an older one: its size, and names, sizes and times of its further files.
+
+    A newer one is told by its date; the content would take too long.
+    """
+    files = [file for file in map(located, slide_row(wildcards).files.values()) if file]
+    sizes = [os.path.getsize(file) for file in files]
+    several = [file for file in files if Path(file).suffix.lower() in {".mrxs", ".vms", ".vmu", ".dcm"}]
     if not several:
-        return "none"
+        return " ".join(map(str, sizes))
     from ki67.slides import companion_files  # slow to import, and few cohorts have such slides
 
     found = [companion for file in several for companion in companion_files(file)]
     states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found]
-    return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((sizes, states)).encode()).hexdigest()[:16]
+
+
+def same_for_all(function):
+    """The value of an input function that is the same for every slide, so that thousands of jobs do not ask for it again.
+
+    Where there is none (a network is still to be trained), the function itself, which says why if it is ever asked.
+    """
+    try:
+        value = function(None)
+    except WorkflowError:
+        return function
+    escaped = [path.replace("{", "{{").replace("}", "}}") for path in ([value] if isinstance(value, str) else value)]
+    return escaped[0] if isinstance(value, str) else escaped
+
+
+def code(script: str, **options):
+    """The digest of a script's code as a param; the job of one rule asks for no other's."""
+    return code_of(script, **options) if workflow.is_main_process else lambda wildcards: code_of(script, **options)
 
 
 @cache
@@ -204,6 +228,20 @@ def kept_probabilities() -> dict:
     """With ``keep: probabilities``, where those of the nuclei go."""
     kept = SETTINGS["keep"] == "probabilities"
     return {"probabilities": directory("results/{slide}/nuclei_probabilities.ome.zarr")} if kept else {}
+
+
+def check_before_jobs() -> None:
+    """What would fail in every slide is found before the first job."""
+    check_writable(Path("results"))
+    check_dates({slide: filter(None, map(located, row.files.values())) for slide, row in SLIDES.items()})
+    scoring = [nuclei_model(), *(tumor_model(stain) for stain in ("he", "he_coarse", "ki67"))]
+    for network in filter(None, scoring):
+        try:
+            model = model_file(network)
+        except WorkflowError:  # it is still to be trained; if not, the rule that needs it says so
+            continue
+        if model:
+            check_weights(Path(model), MODEL_FILES.get(network, "weights.safetensors"))
 
 
 def network_settings(section: str) -> dict:
@@ -333,3 +371,16 @@ try:
         check_all_present()
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
+
+if workflow.is_main_process:
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 1000)  # a plan only grows; looking for cycles in it takes a fifth of the time
+    if not workflow.dryrun:
+        date_back(Path("results"))
+
+
+onstart:
+    try:
+        check_before_jobs()
+    except Ki67Error as error:
+        raise WorkflowError(str(error)) from None

@@ -50,6 +50,6 @@ rule index:
         patient=lambda wildcards: slide_row(wildcards).patient,
         references=lambda wildcards: slide_row(wildcards).references,
         settings=SETTINGS["index"],
-        code=lambda wildcards: code_of("index.py"),
+        code=code("index.py"),
     script:
         "../scripts/index.py"

@@ -5,9 +5,9 @@ rule tumor:
         thumbnail="results/{slide}/thumbnail_he.jpg",
         he=slide_file("he"),
         roi=region_file("he"),
-        model=tumor_model_file("he"),
-        coarse_model=tumor_model_file("he_coarse"),
-        ranges=tumor_ranges_file("he", "he_coarse"),
+        model=same_for_all(tumor_model_file("he")),
+        coarse_model=same_for_all(tumor_model_file("he_coarse")),
+        ranges=same_for_all(tumor_ranges_file("he", "he_coarse")),
     output:
         tumor=tumor_zarr("results/{slide}/tumor_he.ome.zarr"),
         outlines="results/{slide}/tumor_he.geojson",
@@ -35,6 +35,6 @@ rule tumor:
         settings=network_settings("tumor"),
         keep_probability=SETTINGS["keep"] == "probabilities",
         # Another way to draw pictures is no reason to run a network again.
-        code=lambda wildcards: code_of("tumor.py", without=("figures",)),
+        code=code("tumor.py", without=("figures",)),
     script:
         "../scripts/tumor.py"
