@@ -43,9 +43,10 @@ IDENTITY_PIXELS = 400_000
 BLUR_LIMIT = 0.18  # real fields have 0.25 to 2.8; blurred by a gaussian of 3 µm, 0.10 to 0.17
 BLURRED_SHARE_LIMIT = 0.5
 
-# A slide of 1 GB takes seconds; one without a pyramid is decoded whole.
+# Limits of a check. A slide of 1 GB takes seconds; one without a pyramid is decoded whole. Tissue all over a glass of
+# 75 x 25 mm needs 2 GB, and its file is not small; a small one that asks for so much is no slide.
 CPU_S, CPU_S_PER_GB = 60, 600
-MEMORY_BYTES = 7 * 2**28
+MEMORY_BYTES, MEMORY_PER_BYTE, MOST_FURTHER_BYTES = 7 * 2**28, 8, 2**31
 
 RgbImage = NDArray[np.uint8]
 
@@ -272,9 +273,11 @@ def check_slide_file(
         except SlideError as error:
             return StainCheck.failed(error.finding, stain, tissue_mpp)
 
-    size_gb = Path(path).stat().st_size / 1e9 if Path(path).exists() else 0
+    size = Path(path).stat().st_size if Path(path).is_file() else 0
+    further_bytes = min(MEMORY_PER_BYTE * size, MOST_FURTHER_BYTES)
+    limits = {"cpu_s": CPU_S + CPU_S_PER_GB * size // 10**9, "memory_bytes": MEMORY_BYTES + further_bytes}
     try:
-        return run_guarded(check, cpu_s=CPU_S + round(CPU_S_PER_GB * size_gb), memory_bytes=MEMORY_BYTES)
+        return run_guarded(check, **limits)
     except GuardedError as error:
         text = f"{error} when it is read; copy it again from its source or convert it to a pyramidal TIFF"
         return StainCheck.failed(slide_error(Flag.UNREADABLE, slide_id, stain, text).finding, stain, tissue_mpp)

@@ -1,6 +1,8 @@
 """What goes wrong on real machines, done on purpose: what is lost, what is said, and whether a second run completes it.
 
-The table of docs/reliability.md has a line for each test. ``make faults`` runs them; they take minutes.
+The table of docs/reliability.md has a line for each test. ``make faults`` runs them; they take minutes. The tumour is
+drawn and nuclei are found by colour, as what is tested is the workflow around them: what a run with networks leaves when it
+is killed is tested in ``tests/workflow/test_runs.py``.
 """
 
 from __future__ import annotations
@@ -25,13 +27,15 @@ import tifffile
 
 from tests.conftest import ROOT, Workflow, copy_clone, job_counts, kill_all
 
-pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("shipped_networks")]
+pytestmark = pytest.mark.faults
 
 STAGES = ("check", "tumor", "register", "transfer", "nuclei", "index", "page")
 ONCE = ("cohort", "report")
-HEADER = "slide | ki67 | he | mpp_ki67"
-ROWS = ("G1 | slides/ki67.tif | slides/he.tif |", "B1 | slides/blank.tif | | 0.5")
-SHEET = ("--config", "slides=slides.tsv")
+HEADER = "slide | ki67 | he | mpp_ki67 | roi_ki67 | roi_he"
+PAIR = "slides/ki67.tif | slides/he.tif | | slides/ki67.geojson | slides/he.geojson"
+ROWS = (f"G1 | {PAIR}", "B1 | slides/blank.tif | | 0.5 | |")
+WITHOUT_NETWORKS = ('tumor={"regions": "tumor"}', 'nuclei={"method": "color_threshold"}')
+SHEET = ("--config", "slides=slides.tsv", *WITHOUT_NETWORKS)
 AN_HOUR_S = 3600
 
 
@@ -75,6 +79,12 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ("--area-mm2", "1", "--workers", "1", "--seed", "11", "--ki67-fraction", "0.3", "--tumor-share", "0.6")
     command = [sys.executable, "-m", "ki67", "phantom", "--out", str(folder), *options]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    for stain in ("ki67", "he"):
+        with tifffile.TiffFile(folder / f"{stain}.tif") as tiff:
+            height, width = tiff.pages[0].shape[:2]
+        corners = ((0.3, 0.3), (0.7, 0.3), (0.7, 0.7), (0.3, 0.7), (0.3, 0.3))
+        ring = [[round(x * width), round(y * height)] for x, y in corners]
+        (folder / f"{stain}.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
     blank = np.full((1024, 1024, 3), 244, dtype=np.uint8)
     tifffile.imwrite(folder / "blank.tif", blank, tile=(256, 256), photometric="rgb")
     return folder
@@ -210,7 +220,7 @@ def test_a_disk_without_room_is_refused_before_the_first_job(unscored: Cohort) -
 
 def test_results_that_cannot_be_written_are_refused_before_the_first_job(finished: Cohort) -> None:
     with results_on_a_disk(finished) as disk:
-        finished.workflow.write_sheet(HEADER, *ROWS, "B2 | slides/missing.tif | |")
+        finished.workflow.write_sheet(HEADER, *ROWS, "B2 | slides/missing.tif | | | |")
         before = finished.files()
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         refused = finished.run()
@@ -256,6 +266,7 @@ def test_a_slide_replaced_during_the_run_fails_its_stage_and_is_scored_anew(unsc
     assert "wrong_stain" in unscored.rows()["G1"]["flags"]  # it is an H&E slide now
 
 
+@pytest.mark.usefixtures("shipped_networks")
 @pytest.mark.parametrize("damage", ["cut off", "altered"])
 def test_damaged_weights_are_refused_before_the_first_job(unscored: Cohort, tmp_path: Path, damage: str) -> None:
     clone = copy_clone(tmp_path / "clone")
@@ -269,14 +280,14 @@ def test_damaged_weights_are_refused_before_the_first_job(unscored: Cohort, tmp_
     weights = bytearray((models / "nuclei/weights.safetensors").read_bytes())
     weights[len(weights) // 2] ^= 1
     (models / "nuclei/weights.safetensors").write_bytes(weights if damage == "altered" else weights[:-1])
-    cohort = Cohort(Workflow(clone, unscored.folder), unscored.table)
-    refused = cohort.run()
+    workflow, with_networks = Workflow(clone, unscored.folder), ("--config", "slides=slides.tsv")
+    refused = workflow.run(*with_networks)
     assert refused.returncode != 0
     assert "network nuclei: weights.safetensors has sha256 " in refused.stdout
     assert "the file was changed or cut off, fetch or train it again" in refused.stdout
-    assert not (cohort.folder / "results").exists()
+    assert not (unscored.folder / "results").exists()
     shutil.copy2(ROOT / "resources/models/nuclei/weights.safetensors", models / "nuclei")
-    assert cohort.run("--until", "check").returncode == 0
+    assert workflow.run("--until", "check", *with_networks).returncode == 0
 
 
 def test_a_second_run_in_the_folder_is_refused_and_the_first_one_finishes(finished: Cohort) -> None:
@@ -332,11 +343,11 @@ def test_a_thousand_rows_of_which_fifty_are_broken_become_a_table_of_a_thousand(
             name, content, flag = BROKEN[len(reasons) % len(BROKEN)]
             if content is not None:
                 (folder / "slides" / f"{slide}_{name}").write_bytes(content(whole))
-            rows.append(f"{slide} | slides/{slide}_{name} | |")
+            rows.append(f"{slide} | slides/{slide}_{name} | | | |")
             reasons[slide] = flag
         else:
             copy_results(folder, "G1", slide)
-            rows.append(f"{slide} | slides/ki67.tif | slides/he.tif |")
+            rows.append(f"{slide} | {PAIR}")
     finished.workflow.write_sheet(HEADER, *rows)
     started = time.monotonic()
     # the copies were made by no job: dates alone decide what is to be done
@@ -394,7 +405,7 @@ def test_slides_may_be_called_anything(clone: Path, drawn: Path, tmp_path: Path)
     workflow = Workflow(clone, folder)
     for name in WEIRD:
         shutil.copyfile(drawn / "blank.tif", folder / name)
-    workflow.write_sheet(HEADER, *(f"W{number} | {quoted(name)} | | 0.5" for number, name in enumerate(WEIRD)))
+    workflow.write_sheet(HEADER, *(f"W{number} | {quoted(name)} | | 0.5 | |" for number, name in enumerate(WEIRD)))
     result = workflow.run("--until", "check", *SHEET)
     assert result.returncode == 0, result.stdout
     for number in range(len(WEIRD)):

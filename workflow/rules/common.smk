@@ -4,6 +4,7 @@ import gc
 import hashlib
 import json
 import os
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -191,10 +192,6 @@ def nuclei_model_file(wildcards) -> str | list:
     return model_file(nuclei_model()) if nuclei_model() else []
 
 
-def nuclei_ranges_file(wildcards) -> list[str]:
-    return ranges_file(nuclei_model()) if nuclei_model() else []
-
-
 def tumor_model(stain: str) -> str | None:
     """The key in ``models`` of what the method of finding tumour needs (``he``, ``he_coarse`` or ``ki67``); None is nothing."""
     return getattr(TUMOR_MODELS[SETTINGS["tumor"]["method"]], stain)
@@ -204,19 +201,22 @@ def tumor_model_file(stain: str):
     return lambda wildcards: model_file(tumor_model(stain)) if tumor_model(stain) else []
 
 
-def tumor_ranges_file(*stains: str):
-    return lambda wildcards: [
-        path for stain in stains if tumor_model(stain) for path in ranges_file(tumor_model(stain))
-    ]
+def beside_weights(*networks: str | None):
+    """Digest of what lies beside the weights of networks and decides on their answers: the ranges of activations, which
+    decide in 8-bit integers, what a network was trained on, and how its nuclei are reviewed.
 
+    No input files, of which each would be asked for by thousands of jobs.
+    """
 
-def ranges_file(network: str) -> list[str]:
-    """Where it has them, the ranges of a network's activations, which decide on its answers in 8-bit integers, of what it
-    was trained on, and how its nuclei are reviewed."""
-    model = model_file(network)
-    names = ("int8.safetensors", "familiar.json", "review.json") if model else ()
-    paths = [os.path.join(os.path.dirname(model), name) for name in names]
-    return [path for path in paths if os.path.isfile(path)]
+    def digest(wildcards) -> str:
+        found = hashlib.sha256()
+        for folder in (os.path.dirname(model_file(network)) for network in networks if network and model_file(network)):
+            for name in ("int8.safetensors", "familiar.json", "review.json"):
+                path = Path(folder, name)
+                found.update(path.read_bytes() if path.is_file() else b"none")
+        return found.hexdigest()[:16]
+
+    return same_for_all(digest)
 
 
 def tumor_zarr(path: str):

@@ -4,7 +4,6 @@ rule nuclei:
         tumor="results/{slide}/tumor_ki67.ome.zarr",
         ki67=slide_file("ki67"),
         model=same_for_all(nuclei_model_file),
-        ranges=same_for_all(nuclei_ranges_file),
     output:
         **kept_probabilities(),
         nuclei="results/{slide}/nuclei.parquet",
@@ -23,6 +22,7 @@ rule nuclei:
         gpu=gpus_wanted(),
     params:
         settings=network_settings("nuclei"),
+        beside_weights=beside_weights(nuclei_model()),
         code=code("nuclei.py"),
     script:
         "../scripts/nuclei.py"

@@ -9,7 +9,6 @@ rule transfer:
         ki67=slide_file("ki67"),
         roi=region_file("ki67"),
         model=same_for_all(tumor_model_file("ki67")),
-        ranges=same_for_all(tumor_ranges_file("ki67")),
     output:
         tumor=tumor_zarr("results/{slide}/tumor_ki67.ome.zarr"),
         outlines="results/{slide}/tumor_ki67.geojson",
@@ -35,6 +34,7 @@ rule transfer:
     params:
         regions=lambda wildcards: "ki67" in slide_row(wildcards).regions,
         settings=network_settings("tumor"),
+        beside_weights=beside_weights(tumor_model("ki67")),
         keep_probability=SETTINGS["keep"] == "probabilities",
         # Another way to draw pictures is no reason to run a network again.
         code=code("transfer.py", without=("figures",)),

@@ -7,7 +7,6 @@ rule tumor:
         roi=region_file("he"),
         model=same_for_all(tumor_model_file("he")),
         coarse_model=same_for_all(tumor_model_file("he_coarse")),
-        ranges=same_for_all(tumor_ranges_file("he", "he_coarse")),
     output:
         tumor=tumor_zarr("results/{slide}/tumor_he.ome.zarr"),
         outlines="results/{slide}/tumor_he.geojson",
@@ -33,6 +32,7 @@ rule tumor:
     params:
         regions=lambda wildcards: "he" in slide_row(wildcards).regions,
         settings=network_settings("tumor"),
+        beside_weights=beside_weights(tumor_model("he"), tumor_model("he_coarse")),
         keep_probability=SETTINGS["keep"] == "probabilities",
         # Another way to draw pictures is no reason to run a network again.
         code=code("tumor.py", without=("figures",)),
