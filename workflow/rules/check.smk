@@ -20,7 +20,7 @@ rule check:
         runtime=30,
     params:
         files=slide_paths,
-        mpp=lambda wildcards: slide_row(wildcards).mpp,
+        mpp=of_row("mpp"),
         state=files_state,
         settings=SETTINGS["check"],
         code=code("check.py"),

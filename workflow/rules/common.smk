@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import inspect
 import json
 import os
 import sys
@@ -108,20 +109,37 @@ def slide_row(wildcards) -> SlideRow:
     return SLIDES[wildcards.slide]
 
 
+def asked_often(function):
+    """A function of each slide that keeps its signature: Snakemake asks for it at every call, a tenth of a plan's time."""
+    function.__signature__ = inspect.signature(function)
+    return function
+
+
+def of_row(name: str):
+    """A field of the slide's row as a param."""
+    return asked_often(lambda wildcards: getattr(slide_row(wildcards), name))
+
+
 def slide_file(stain: str):
     """The slide's file where it exists. An absent one is no input, so that the slide becomes a flagged row."""
-    return lambda wildcards: located(slide_row(wildcards).files.get(stain)) or []
+    return asked_often(lambda wildcards: located(slide_row(wildcards).files.get(stain)) or [])
 
 
+@asked_often
 def slide_paths(wildcards) -> dict[str, str]:
     """Path of every file that the row names, be it there or not."""
     return {stain: located(path) or path for stain, path in slide_row(wildcards).files.items()}
 
 
 def region_file(stain: str):
-    return lambda wildcards: located(slide_row(wildcards).regions.get(stain)) or []
+    return asked_often(lambda wildcards: located(slide_row(wildcards).regions.get(stain)) or [])
 
 
+def has_regions(stain: str):
+    return asked_often(lambda wildcards: stain in slide_row(wildcards).regions)
+
+
+@asked_often
 def files_state(wildcards) -> str:
     """What tells that a slide was replaced by an older one: its size, and names, sizes and times of its further files.
 

@@ -47,8 +47,8 @@ rule index:
         mem_mb=lambda wildcards, attempt: 6000 * attempt,
         runtime=60,
     params:
-        patient=lambda wildcards: slide_row(wildcards).patient,
-        references=lambda wildcards: slide_row(wildcards).references,
+        patient=of_row("patient"),
+        references=of_row("references"),
         settings=SETTINGS["index"],
         code=code("index.py"),
     script:

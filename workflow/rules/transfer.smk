@@ -32,7 +32,7 @@ rule transfer:
         runtime=240,
         gpu=gpus_wanted(),
     params:
-        regions=lambda wildcards: "ki67" in slide_row(wildcards).regions,
+        regions=has_regions("ki67"),
         settings=network_settings("tumor"),
         beside_weights=beside_weights(tumor_model("ki67")),
         keep_probability=SETTINGS["keep"] == "probabilities",

@@ -30,7 +30,7 @@ rule tumor:
         runtime=240,
         gpu=gpus_wanted(),
     params:
-        regions=lambda wildcards: "he" in slide_row(wildcards).regions,
+        regions=has_regions("he"),
         settings=network_settings("tumor"),
         beside_weights=beside_weights(tumor_model("he"), tumor_model("he_coarse")),
         keep_probability=SETTINGS["keep"] == "probabilities",
