@@ -1,5 +1,6 @@
 # make demo      draw four slides, score them, compare with the truth
 # make test      all tests and linters
+# make faults    what goes wrong on real machines, done on purpose (docs/reliability.md); full disks need root
 # make lint      the linters alone
 # make setup     install only; demo, test and lint do it themselves
 # make pictures  take the pictures of the README from the results of the demo
@@ -18,7 +19,7 @@ unexport PIP_FIND_LINKS PIP_NO_INDEX PIP_CONSTRAINT PIP_REQUIREMENT PIP_TARGET P
 unexport PYTHONPATH PYTHONHOME
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup setup-test demo test browser lint pictures clean
+.PHONY: setup setup-test demo test browser faults lint pictures clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/installed
@@ -66,6 +67,10 @@ browser:
 	@command -v chromedriver >/dev/null || test ! -e /etc/debian_version || test "$$(id -u)" != 0 \
 		|| { apt-get update && apt-get install --yes --no-install-recommends chromium chromium-driver; } >/dev/null 2>&1 \
 		|| echo "Chromium cannot be installed here: the tests of the report in a browser are skipped."
+
+faults: setup-test
+	$(BIN)/python -m pytest -m faults -rs tests/faults
+	$(BIN)/python -m benchmarks.fuzz_slides --count 3000
 
 lint: setup-test
 	$(BIN)/ruff check

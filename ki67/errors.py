@@ -88,5 +88,9 @@ class SlideError(Ki67Error):
         self.finding = finding
 
 
+class ChangedSlideError(Ki67Error):
+    """A slide that vanished or changed during the run: its stage fails, so that the next run does it anew."""
+
+
 class ConfigError(Ki67Error):
     """A mistake in the sample sheet or the configuration; no job starts."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
 from ki67.errors import Stain
 from ki67.geometry import Mask
 from ki67.nucleus_squares import TumorNuclei, squares_of
+
+if TYPE_CHECKING:
+    import dask.array as da
 
 CELL_UM = 50.0
 WINDOW_CELLS = 5
@@ -55,6 +58,8 @@ def local_index_map(nuclei: TumorNuclei, tumor: Mask) -> LocalIndexMap:
     tumor
         Tumour mask. Cells are as many whole pixels of it wide as come next to 50 µm.
     """
+    import dask.array as da  # slow to import, and the tables of the cohort need no map
+
     factor = max(1, round(CELL_UM / tumor.mpp))
     side_um = factor * tumor.mpp
     known = tuple(-(-size // factor) for size in tumor.pixels.shape)
@@ -78,6 +83,8 @@ def local_index_map(nuclei: TumorNuclei, tumor: Mask) -> LocalIndexMap:
 
 def _tumor_pixels(pixels: NDArray[np.bool_], factor: int, shape: tuple[int, ...]) -> da.Array:
     """Mask pixels of tumour in each of so many cells of ``factor`` x ``factor``, some beyond the lower right edge."""
+    import dask.array as da
+
     blocks = da.from_array(pixels, chunks=_CHUNK_CELLS * factor)
     lacking = [(0, cells * factor - size) for cells, size in zip(shape, pixels.shape, strict=True)]
     padded = da.pad(blocks, lacking).rechunk(_CHUNK_CELLS * factor)

@@ -7,8 +7,10 @@ makes exactly the rules run again whose results it can change.
 from __future__ import annotations
 
 import ast
+import errno
 import hashlib
 import logging
+import os
 import platform
 import sys
 import time
@@ -19,8 +21,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ki67.errors import Ki67Error
+
 LOGGER = logging.getLogger("ki67")
 PACKAGE = "ki67"
+DISK_REMEDIES = {
+    errno.ENOSPC: "make room on the disk of the results",
+    errno.EDQUOT: "make room in the quota of this account",
+    errno.EROFS: "make the folder of the results writable",
+    errno.EIO: "have the disk or the network share looked after",
+    errno.ESTALE: "have the network share looked after",
+}
+"""What to do about errors of the system that no other slide or setting would spare."""
 
 
 @cache
@@ -65,15 +77,15 @@ def _imported_files(path: Path, root: Path) -> tuple[Path, ...]:
 
 
 def _run_time_nodes(tree: ast.AST) -> Iterator[ast.AST]:
-    """Every node of a module but those that only a type checker reads."""
+    """Every statement of a module, at any depth, but those that only a type checker reads."""
     waiting = [tree]
     while waiting:
         node = waiting.pop()
         yield node
-        if isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}:
-            waiting.extend(node.orelse)
-        else:
-            waiting.extend(ast.iter_child_nodes(node))
+        only_typed = isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
+        for name in ("orelse",) if only_typed else ("body", "orelse", "handlers", "finalbody", "cases"):
+            inner = getattr(node, name, ())
+            waiting.extend(inner if isinstance(inner, list) else ())
 
 
 def _imported_names(node: ast.AST, path: Path, root: Path) -> Iterator[str]:
@@ -183,6 +195,8 @@ def slide_provenance(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 def stage_log(path: str | Path, *, stage: str, name: str) -> Iterator[StageLog]:
     """Log a stage to a file and to the terminal, one line when it ends; what went wrong goes to the file in full.
 
+    A failure that a sentence explains (``failure_sentence``) ends the process with that sentence alone.
+
     Parameters
     ----------
     path
@@ -204,10 +218,28 @@ def stage_log(path: str | Path, *, stage: str, name: str) -> Iterator[StageLog]:
     try:
         yield log
         LOGGER.info(log.line(stage, name))
-    except BaseException:
+    except BaseException as error:
+        LOGGER.removeHandler(terminal)
         LOGGER.exception("%s %s failed after %.1f s", name, stage, log.seconds)
-        raise
+        if (sentence := failure_sentence(error)) is None:
+            raise
+        print(f"{name} {stage} failed: {sentence}", file=sys.stderr)
+        raise SystemExit(1) from error
     finally:
         for handler in handlers:
             LOGGER.removeHandler(handler)
             handler.close()
+
+
+def failure_sentence(error: BaseException | None) -> str | None:
+    """What a person reads of a failure that is no mistake of the program's: an error raised on purpose, or a disk's.
+
+    None where only a traceback can tell.
+    """
+    while error is not None:
+        if isinstance(error, Ki67Error):
+            return str(error)
+        if isinstance(error, OSError) and error.errno in DISK_REMEDIES:
+            return f"{os.strerror(error.errno)}: {DISK_REMEDIES[error.errno]} and run the workflow again"
+        error = error.__cause__ or error.__context__
+    return None

@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from ki67.coarse_search import find_candidates, search_mpp
 from ki67.deformation import Deformation, DeformedTransform
@@ -266,6 +265,8 @@ def judge(check: PlaceCheck, transform: Transform, discord_um: float, scale: flo
     places, agreeing = len(check.agree), int(np.count_nonzero(check.agree))
     if places == 0:
         return "rejected", f"the two sections have no structure in common; {OTHER_SECTION}"
+    from scipy.stats import binomtest  # slow to import, and rows of one section have nothing to register
+
     share = binomtest(agreeing, places).proportion_ci(method="wilson").low
     counted = f"{agreeing} of {places} places of the tissue were found where they should be"
     if share < DOUBTFUL_SHARE or agreeing < FEWEST_DOUBTFUL:

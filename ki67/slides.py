@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 import math
 import re
+import stat
 import struct
 import threading
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -27,13 +28,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ki67.checksum import file_checksum
-from ki67.errors import STAIN_NAMES, Finding, Flag, SlideError, Stain
+from ki67.errors import STAIN_NAMES, ChangedSlideError, Finding, Flag, SlideError, Stain
 from ki67.jpeg_tiles import JpegTiles, TileLayout, tile_layouts
 
 FINEST_MPP = 0.05
 COARSEST_MPP = 1.1  # nuclei are scored at 0.5 µm/px; from more than about twice that they cannot be told apart
 LARGEST_MPP_RATIO = 1.1
 LARGEST_IMAGE_MEGAPIXELS = 150
+LARGEST_SIDE_MM = 300  # the largest glass in use, for whole prostates and brains, has 200 mm
 LEVEL_TOLERANCE = 1.02  # a level this little coarser than wanted is read rather than the next finer one
 BLOCK_PX = 4096  # a read is cut so that no piece decodes more than about this many level pixels squared
 CACHE_BYTES = 128 * 2**20  # holds a row of tiles of a 40x slide, which the next row of tiles shares in part
@@ -299,10 +301,76 @@ def open_slide(path: Path | str, *, slide_id: str, stain: Stain, mpp: float | No
     try:
         size, source = (mpp, "sheet") if mpp is not None else (_file_mpp(handle, slide_id, stain), "file")
         _check_mpp(size, source, slide_id, stain)
+        _check_extent(handle.dimensions, size, slide_id, stain)
     except SlideError:
         handle.close()
         raise
     return OpenSlideReader(handle, path, vendor, mpp=size, mpp_source=source, slide_id=slide_id, stain=stain)
+
+
+@contextmanager
+def open_checked_slide(
+    path: Path | str | Sequence[str], checked: Mapping[str, Any] | None, *, slide_id: str, stain: Stain
+) -> Iterator[Slide]:
+    """Open a slide as ``open_slide`` does, if it still is what the stage check saw, and stays so.
+
+    Parameters
+    ----------
+    path
+        The file; empty where there was none when the job was made.
+    checked
+        What ``check.json`` says of it, or None where the sheet gives no such slide.
+
+    Raises
+    ------
+    SlideError
+        As ``open_slide``; also if the stage check could not read the file.
+    ChangedSlideError
+        If the file is gone or has another content than in the stage check, or changes before the block ends.
+    """
+    file = Path(str(path or "absent"))
+    known, mpp = (checked.get("file"), checked.get("mpp")) if checked else (None, None)
+    with unchanging(file if known else None, slide_id=slide_id, stain=stain):
+        if known and slide_checksum(file) != known:
+            raise _changed(slide_id, stain, "is not the file that the stage check saw")
+        with open_slide(file, slide_id=slide_id, stain=stain, mpp=mpp) as slide:
+            yield slide
+
+
+@contextmanager
+def unchanging(path: Path | str | None, *, slide_id: str, stain: Stain) -> Iterator[None]:
+    """Raise ``ChangedSlideError`` if a file is not there, or not the same any more when the block ends.
+
+    None is a file that is known to be absent; nothing is expected of it.
+    """
+    if not path:
+        yield
+        return
+    before = _file_state(path)
+    if before is None:
+        raise _changed(slide_id, stain, "was there when the run began and is gone")
+    try:
+        yield
+    except SlideError as error:
+        if _file_state(path) != before:
+            raise _changed(slide_id, stain, "changed while it was read") from error
+        raise
+    if _file_state(path) != before:
+        raise _changed(slide_id, stain, "changed while it was read")
+
+
+def _file_state(path: Path | str) -> tuple[int, int] | None:
+    """What differs as soon as a file is replaced or written to; None where it cannot be asked."""
+    try:
+        state = Path(path).stat()
+    except OSError:
+        return None
+    return state.st_size, state.st_mtime_ns
+
+
+def _changed(slide_id: str, stain: Stain, what: str) -> ChangedSlideError:
+    remedy = "nothing is written of it; put the slide in place and run the workflow again"
+    return ChangedSlideError(f"{slide_id}: the {STAIN_NAMES[stain]} slide {what}; {remedy}")
 
 
 def companion_files(path: Path | str) -> list[Path]:
@@ -329,16 +397,18 @@ def slide_checksum(path: Path | str) -> dict[str, Any] | None:
 def _check_file(path: Path, slide_id: str, stain: Stain) -> None:
     column = f"column {stain} of {slide_id} in the sample sheet"
     try:
-        with path.open("rb") as file:
-            empty = not file.read(1)
+        state = path.stat()
+        if stat.S_ISREG(state.st_mode):
+            path.open("rb").close()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise slide_error(Flag.MISSING_FILE, slide_id, stain, f"does not exist; correct {column}") from error
-    except IsADirectoryError as error:
-        raise slide_error(Flag.UNREADABLE, slide_id, stain, f"is a folder, not a file; correct {column}") from error
     except OSError as error:
         text = f"cannot be opened ({error.strerror}); give this account the right to read it"
         raise slide_error(Flag.UNREADABLE, slide_id, stain, text) from error
-    if empty:
+    if not stat.S_ISREG(state.st_mode):  # opening a pipe would wait for ever
+        what = "a folder" if stat.S_ISDIR(state.st_mode) else "a pipe or a device"
+        raise slide_error(Flag.UNREADABLE, slide_id, stain, f"is {what}, not a file; correct {column}")
+    if not state.st_size:
         text = "is an empty file of 0 bytes; copy it again from its source"
         raise slide_error(Flag.UNREADABLE, slide_id, stain, text)
 
@@ -437,6 +507,15 @@ def _check_mpp(mpp: float, source: str, slide_id: str, stain: Stain) -> None:
     remedy = f"correct mpp_{stain} for {slide_id}" if source == "sheet" else _set_mpp(slide_id, stain)
     text = f"has {mpp:.4g} microns per pixel {by}, and only {FINEST_MPP} to {COARSEST_MPP} can be scored; {remedy}"
     raise slide_error(Flag.IMPLAUSIBLE_MPP, slide_id, stain, text)
+
+
+def _check_extent(size_px: tuple[int, int], mpp: float, slide_id: str, stain: Stain) -> None:
+    """Refuse what no glass slide can be, before memory is asked for it."""
+    width_mm, height_mm = (side * mpp / 1000 for side in size_px)
+    if max(width_mm, height_mm) > LARGEST_SIDE_MM:
+        size = f"{width_mm:.0f} x {height_mm:.0f} mm, by its pixels of {mpp:.4g} microns"
+        text = f"is {size}, and no slide is larger than {LARGEST_SIDE_MM} mm; copy it again from its source"
+        raise slide_error(Flag.UNREADABLE, slide_id, stain, f"{text}, or {_set_mpp(slide_id, stain)}")
 
 
 def _open_image(path: Path, slide_id: str, stain: Stain, mpp: float | None) -> ImageReader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Self
 
 import cv2
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from ki67.artifacts import doubled_parts, find_blurred_parts, find_control_tissue, find_folds
 from ki67.errors import STAIN_NAMES, Finding, Flag, SlideError, Stain
 from ki67.geometry import Mask
-from ki67.slides import Slide
+from ki67.guarded import GuardedError, run_guarded
+from ki67.slides import Slide, open_slide, slide_error
 from ki67.stain import StainIdentity, identify_stain, optical_density
 
 SMOOTH_TEXTURE = 1.5  # grey levels; glass at 8 µm/px has 0 to 1, the palest stroma 2 to 4
@@ -40,6 +42,11 @@ LEAST_PROBE_TISSUE = 0.5
 IDENTITY_PIXELS = 400_000
 BLUR_LIMIT = 0.18  # real fields have 0.25 to 2.8; blurred by a gaussian of 3 µm, 0.10 to 0.17
 BLURRED_SHARE_LIMIT = 0.5
+
+# Limits of a check. A slide of 1 GB takes seconds; one without a pyramid is decoded whole. Tissue all over a glass of
+# 75 x 25 mm needs 2 GB, and its file is not small; a small one that asks for so much is no slide.
+CPU_S, CPU_S_PER_GB = 60, 600
+MEMORY_BYTES, MEMORY_PER_BYTE, MOST_FURTHER_BYTES = 7 * 2**28, 8, 2**31
 
 RgbImage = NDArray[np.uint8]
 
@@ -242,6 +249,38 @@ def check_slide(slide: Slide, *, tissue_mpp: float = 8.0) -> StainCheck:
         tissue=kept if usable else Mask.empty(slide.stain, tissue_mpp),
         thumbnail=thumbnail,
     )
+
+
+def check_slide_file(
+    path: Path | str, *, slide_id: str, stain: Stain, mpp: float | None, tissue_mpp: float
+) -> StainCheck:
+    """Check a file in a process of its own, which a damaged or hostile file may crash, or make run or grow without end.
+
+    Such a file is unusable like any other that cannot be read; so is one that cannot be opened.
+
+    Parameters
+    ----------
+    path, slide_id, stain, mpp
+        As ``ki67.slides.open_slide`` takes them.
+    tissue_mpp
+        Microns per pixel of the tissue mask and the thumbnail.
+    """
+
+    def check() -> StainCheck:
+        try:
+            with open_slide(path, slide_id=slide_id, stain=stain, mpp=mpp) as slide:
+                return check_slide(slide, tissue_mpp=tissue_mpp)
+        except SlideError as error:
+            return StainCheck.failed(error.finding, stain, tissue_mpp)
+
+    size = Path(path).stat().st_size if Path(path).is_file() else 0
+    further_bytes = min(MEMORY_PER_BYTE * size, MOST_FURTHER_BYTES)
+    limits = {"cpu_s": CPU_S + CPU_S_PER_GB * size // 10**9, "memory_bytes": MEMORY_BYTES + further_bytes}
+    try:
+        return run_guarded(check, **limits)
+    except GuardedError as error:
+        text = f"{error} when it is read; copy it again from its source or convert it to a pyramidal TIFF"
+        return StainCheck.failed(slide_error(Flag.UNREADABLE, slide_id, stain, text).finding, stain, tissue_mpp)
 
 
 def without_control_tissue(ki67: StainCheck, he: StainCheck | None, *, slide_id: str) -> StainCheck:

@@ -7,13 +7,18 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = ("tumor_he", "tumor_ki67", "nuclei")
+MARK = "KI67_TEST_RUN"
 PARTS = ("Snakefile", "config", "ki67", "profiles", "workflow", "envs")
 
 
@@ -42,6 +47,24 @@ class Workflow:
             check=False,
         )
 
+    @contextmanager
+    def started(self, *arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+        """A run in a session of its own, which ``kill_all`` ends at the latest; what it says goes to the file ``said``."""
+        with (self.folder / "said").open("wb") as said:
+            run = subprocess.Popen(
+                self.command(*arguments),
+                cwd=self.folder,
+                env=clean_environment() | {MARK: str(self.folder)},
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                yield run
+            finally:
+                kill_all(self.folder)
+                run.wait(timeout=60)
+
     def planned(self, *arguments: str | Path) -> dict[str, int]:
         """How many jobs of each rule a run would start."""
         return job_counts(self.run("--dry-run", *arguments).stdout)
@@ -67,6 +90,18 @@ def job_counts(text: str) -> dict[str, int]:
         return {}
     rows = (line.split() for line in found.group(1).splitlines())
     return {rule: int(count) for rule, count in rows if rule != "all" and not rule.startswith("slide_")}
+
+
+def kill_all(folder: Path) -> None:
+    """SIGKILL for everything that ``Workflow.started`` started in a folder, found by the mark in its environment."""
+    for _ in range(3):
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(MARK) == str(folder):
+                    process.kill()
+            except (psutil.AccessDenied, psutil.NoSuchProcess):
+                continue
+        time.sleep(0.2)
 
 
 def copy_clone(target: Path) -> Path:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,7 +17,7 @@ import tifffile
 from PIL import Image
 
 from ki67 import slides
-from ki67.errors import Flag, SlideError
+from ki67.errors import ChangedSlideError, Flag, SlideError
 from ki67.slides import companion_files, open_slide
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -763,3 +765,106 @@ def test_a_truncated_real_slide_is_unreadable(tmp_path, name, share):
     flag, message = finding_of(path)
     assert flag is Flag.UNREADABLE
     assert "is incomplete or damaged" in message
+
+
+# What changes during a run, and what is no file
+
+
+def checked_slide(path, checked):
+    with slides.open_checked_slide(path, checked, slide_id="S07", stain="ki67") as slide:
+        return slide.read(0, 0, 8, 8, 0.5)
+
+
+def record_of(path):
+    return {"mpp": 0.5, "file": slides.slide_checksum(path)}
+
+
+def test_a_slide_that_is_as_the_check_saw_it_is_read(pyramid):
+    assert np.array_equal(checked_slide(str(pyramid), record_of(pyramid)), ramp()[:8, :8])
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_slide_that_is_gone_fails_and_is_no_bad_slide(pyramid, gone):
+    record = record_of(pyramid)
+    pyramid.unlink()
+    with pytest.raises(ChangedSlideError, match="S07: the Ki-67 slide was there when the run began and is gone"):
+        checked_slide([] if gone else str(pyramid), record)
+
+
+def test_a_slide_that_was_replaced_since_the_check_fails(pyramid):
+    record = record_of(pyramid)
+    write_pyramid(pyramid, [ramp()[::-1], ramp()[::-4, ::4]])
+    with pytest.raises(ChangedSlideError, match="is not the file that the stage check saw; nothing is written of it"):
+        checked_slide(pyramid, record)
+
+
+def test_a_slide_that_changes_while_it_is_read_fails(pyramid):
+    record = record_of(pyramid)
+    opened_slide = slides.open_checked_slide(pyramid, record, slide_id="S07", stain="ki67")
+    with pytest.raises(ChangedSlideError, match="changed while it was read"), opened_slide:
+        pyramid.write_bytes(pyramid.read_bytes()[:-1])
+
+
+def test_a_slide_that_is_cut_off_while_it_is_read_is_no_damaged_slide(pyramid):
+    record = record_of(pyramid)
+    opened_slide = slides.open_checked_slide(pyramid, record, slide_id="S07", stain="ki67")
+    slide = opened_slide.__enter__()
+    pyramid.write_bytes(b"II*\0")
+    error = slides.slide_error(Flag.UNREADABLE, slide.slide_id, slide.stain, "cannot be decoded")
+    with pytest.raises(ChangedSlideError, match="changed while it was read"):
+        opened_slide.__exit__(type(error), error, None)
+
+
+def test_a_slide_that_the_check_could_not_read_stays_a_bad_slide(tmp_path):
+    for checked in (None, {"mpp": None, "file": None}):
+        with pytest.raises(SlideError) as caught:
+            checked_slide([], checked)
+        assert caught.value.finding.flag == Flag.MISSING_FILE
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.svs")
+    assert finding_of(tmp_path / "pipe.svs")[0] == Flag.UNREADABLE
+    assert "is a pipe or a device, not a file" in finding_of(Path("/dev/zero"))[1]
+
+
+def test_links_lead_to_the_slide_or_say_that_they_do_not(tmp_path, pyramid):
+    link, circle, lost = (tmp_path / f"{name}.tif" for name in ("link", "circle", "lost"))
+    link.symlink_to(pyramid)
+    circle.symlink_to(circle)
+    lost.symlink_to(tmp_path / "nowhere" / "slide.tif")
+    assert np.array_equal(checked_slide(link, record_of(pyramid)), ramp()[:8, :8])
+    assert "cannot be opened (Too many levels of symbolic links)" in finding_of(circle)[1]
+    assert finding_of(lost)[0] == Flag.MISSING_FILE
+
+
+def test_a_slide_of_two_metres_is_refused(tmp_path):
+    path = huge_tiff(tmp_path / "huge.tif", 4_000_000)
+    flag, message = finding_of(path, mpp=0.5)
+    assert flag == Flag.UNREADABLE
+    assert "is 2000 x 2000 mm, by its pixels of 0.5 microns, and no slide is larger than 300 mm" in message
+
+
+def huge_tiff(path, side):
+    """A tiled TIFF that says it has ``side`` squared pixels, in tiles of 65536 px, and holds none of them."""
+    tile = 65536
+    across = -(-side // tile)
+    offsets = np.full(across * across, 8, dtype="<u4").tobytes()
+    head, tags = 8, []
+    for code, kind, count, value in (
+        (256, 4, 1, side),
+        (257, 4, 1, side),
+        (258, 3, 1, 8),
+        (259, 3, 1, 8),
+        (262, 3, 1, 1),
+        (277, 3, 1, 1),
+        (322, 4, 1, tile),
+        (323, 4, 1, tile),
+        (324, 4, across * across, head + 4096),
+        (325, 4, across * across, head + 4096),
+    ):
+        tags.append(struct.pack("<HHII", code, kind, count, value))
+    table = struct.pack("<H", len(tags)) + b"".join(tags) + bytes(4)
+    content = b"II*\0" + struct.pack("<I", head) + table
+    path.write_bytes(content.ljust(head + 4096, b"\0") + offsets)
+    return path

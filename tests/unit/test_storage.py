@@ -503,3 +503,18 @@ def test_hot_spots_are_annotations_in_level_0_pixels_hottest_first(tmp_path):
 def test_no_hot_spots_are_an_empty_collection(tmp_path):
     write_hot_spots_geojson(tmp_path / "none.geojson", [], None, slide_id="S1")
     assert read_json(tmp_path / "none.geojson") == {"type": "FeatureCollection", "features": []}
+
+
+def test_a_link_in_the_results_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    """Also where the link is one to a folder, which an output that is a folder must not empty."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "kept.json").write_text("kept")
+    (tmp_path / "record.json").symlink_to(elsewhere / "kept.json")
+    write_json(tmp_path / "record.json", {"a": 1})
+    assert (elsewhere / "kept.json").read_text() == "kept"
+    assert not (tmp_path / "record.json").is_symlink()
+    (tmp_path / "mask.ome.zarr").symlink_to(elsewhere)
+    write_tumor_zarr(tmp_path / "mask.ome.zarr", Mask(np.ones((4, 4), dtype=bool), 2.0, "he"))
+    assert [path.name for path in elsewhere.iterdir()] == ["kept.json"]
+    assert not (tmp_path / "mask.ome.zarr").is_symlink()

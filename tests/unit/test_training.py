@@ -167,7 +167,10 @@ def test_a_missing_annotation_is_named(tmp_path):
         read_images(read_dataset(folder), nuclei_spec())
 
 
-@pytest.mark.parametrize("text", ["", "kind: nuclei", "kind: nuclei\nmpp: -1", "[1", "kind: nuclei\nmpp: many"])
+TAGS = "kind: nuclei\nmpp: !!python/object/apply:float [0.5]"  # YAML may ask for objects of Python
+
+
+@pytest.mark.parametrize("text", ["", "kind: nuclei", "kind: nuclei\nmpp: -1", "[1", "kind: nuclei\nmpp: many", TAGS])
 def test_an_incomplete_description_is_refused(tmp_path, text):
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "dataset.yaml").write_text(text)

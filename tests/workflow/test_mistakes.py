@@ -72,6 +72,17 @@ def test_a_mistake_in_the_settings(workflow: Workflow, setting: str, sentence: s
     refused(workflow, sentence, f"slides={sheet.name}", setting)
 
 
+def test_a_tag_in_the_settings_runs_nothing(workflow: Workflow) -> None:
+    """YAML may ask for objects of Python; only plain values are taken."""
+    settings = workflow.folder / "tags.yaml"
+    settings.write_text("keep: !!python/object/apply:os.system ['touch hacked']\n", encoding="utf-8")
+    result = workflow.run("--configfile", str(settings))
+    assert result.returncode != 0
+    assert "Config file is not valid JSON or YAML" in result.stdout
+    assert "Traceback" not in result.stdout
+    assert not (workflow.folder / "hacked").exists()
+
+
 def refused(workflow: Workflow, sentence: str, *settings: str) -> None:
     result = workflow.run("--config", *settings)
     assert result.returncode != 0

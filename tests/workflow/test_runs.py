@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import signal
 import subprocess
 import time
@@ -13,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 import shapely
 
 from ki67.provenance import import_closure
-from tests.conftest import ROOT, Workflow, clean_environment, job_counts
+from tests.conftest import ROOT, Workflow, job_counts, kill_all
 from tests.workflow.conftest import BAD, GOOD, HEADER, Finished, WithConda, finish, run_in
 
 pytestmark = pytest.mark.usefixtures("shipped_networks")
@@ -309,19 +307,10 @@ def test_a_killed_run_goes_on_to_the_same_table(scored: Finished, slides: Path, 
 
 
 def kill_in_the_nuclei_stage(workflow: Workflow, settings: tuple[str, ...]) -> tuple[subprocess.Popen[bytes], str]:
-    """Start a run in a session of its own and kill all of it, and name the slide whose nuclei were being looked for."""
-    mark = f"{os.getpid()}-{time.time_ns()}"
-    with (workflow.folder / "said").open("wb") as said:
-        run = subprocess.Popen(
-            workflow.command(*settings),
-            cwd=workflow.folder,
-            env=clean_environment() | {"KI67_TEST_MARK": mark},
-            stdout=said,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    """Start a run, kill all of it, and name the slide whose nuclei were being looked for."""
+    with workflow.started(*settings) as run:
         slide = wait_for_nuclei(workflow.folder, run)
-        kill_all(mark)
+        kill_all(workflow.folder)
         run.wait(timeout=60)
     return run, slide
 
@@ -336,15 +325,3 @@ def wait_for_nuclei(folder: Path, run: subprocess.Popen[bytes]) -> str:
         assert run.poll() is None, "the run ended before its nuclei stage"
         time.sleep(0.1)
     raise AssertionError("the nuclei stage did not start")
-
-
-def kill_all(mark: str) -> None:
-    """SIGKILL for everything a run started, found by the mark in its environment."""
-    for _ in range(3):
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("KI67_TEST_MARK") == mark:
-                    process.kill()
-            except (psutil.AccessDenied, psutil.NoSuchProcess):
-                continue
-        time.sleep(0.2)

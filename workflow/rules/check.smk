@@ -22,9 +22,9 @@ rule check:
         runtime=30,
     params:
         files=slide_paths,
-        mpp=lambda wildcards: slide_row(wildcards).mpp,
-        companions=companions_digest,
+        mpp=of_row("mpp"),
+        state=files_state,
         settings=SETTINGS["check"],
-        code=lambda wildcards: code_of("check.py"),
+        code=code("check.py"),
     script:
         "../scripts/check.py"

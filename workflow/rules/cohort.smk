@@ -49,6 +49,6 @@ rule cohort:
     params:
         slides=list(SLIDES),
         settings=SETTINGS["index"],
-        code=lambda wildcards: code_of("cohort.py"),
+        code=code("cohort.py"),
     script:
         "../scripts/cohort.py"

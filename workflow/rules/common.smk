@@ -1,8 +1,11 @@
 """What the rules share: the checked settings and sample sheet, and where the files of a slide are."""
 
+import gc
 import hashlib
+import inspect
 import json
 import os
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -10,7 +13,8 @@ import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.settings import DeploymentMethod
 
-from ki67.errors import ConfigError
+from ki67.errors import ConfigError, Ki67Error
+from ki67.preflight import check_dates, check_weights, check_writable, date_back
 from ki67.provenance import code_digest
 from ki67.report import MOST_SLIDES_IN_ONE_FILE, PAGES_FOLDER, template_digest
 from ki67.sheet import (
@@ -116,31 +120,70 @@ def slide_row(wildcards) -> SlideRow:
     return SLIDES[wildcards.slide]
 
 
+def asked_often(function):
+    """A function of each slide that keeps its signature: Snakemake asks for it at every call, a tenth of a plan's time."""
+    function.__signature__ = inspect.signature(function)
+    return function
+
+
+def of_row(name: str):
+    """A field of the slide's row as a param."""
+    return asked_often(lambda wildcards: getattr(slide_row(wildcards), name))
+
+
 def slide_file(stain: str):
     """The slide's file where it exists. An absent one is no input, so that the slide becomes a flagged row."""
-    return lambda wildcards: located(slide_row(wildcards).files.get(stain)) or []
+    return asked_often(lambda wildcards: located(slide_row(wildcards).files.get(stain)) or [])
 
 
+@asked_often
 def slide_paths(wildcards) -> dict[str, str]:
     """Path of every file that the row names, be it there or not."""
     return {stain: located(path) or path for stain, path in slide_row(wildcards).files.items()}
 
 
 def region_file(stain: str):
-    return lambda wildcards: located(slide_row(wildcards).regions.get(stain)) or []
+    return asked_often(lambda wildcards: located(slide_row(wildcards).regions.get(stain)) or [])
 
 
-def companions_digest(wildcards) -> str:
-    """Names, sizes and times of the further files of slides that consist of many; their content would take too long."""
-    files = [located(path) for path in slide_row(wildcards).files.values()]
-    several = [file for file in files if file and Path(file).suffix.lower() in {".mrxs", ".vms", ".vmu", ".dcm"}]
+def has_regions(stain: str):
+    return asked_often(lambda wildcards: stain in slide_row(wildcards).regions)
+
+
+@asked_often
+def files_state(wildcards) -> str:
+    """What tells that a slide was replaced by an older one: its size, and names, sizes and times of its further files.
+
+    A newer one is told by its date; the content would take too long.
+    """
+    files = [file for file in map(located, slide_row(wildcards).files.values()) if file]
+    sizes = [os.path.getsize(file) for file in files]
+    several = [file for file in files if Path(file).suffix.lower() in {".mrxs", ".vms", ".vmu", ".dcm"}]
     if not several:
-        return "none"
+        return " ".join(map(str, sizes))
     from ki67.slides import companion_files  # slow to import, and few cohorts have such slides
 
     found = [companion for file in several for companion in companion_files(file)]
     states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found]
-    return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((sizes, states)).encode()).hexdigest()[:16]
+
+
+def same_for_all(function):
+    """The value of an input function that is the same for every slide, so that thousands of jobs do not ask for it again.
+
+    Where there is none (a network is still to be trained), the function itself, which says why if it is ever asked.
+    """
+    try:
+        value = function(None)
+    except WorkflowError:
+        return function
+    escaped = [path.replace("{", "{{").replace("}", "}}") for path in ([value] if isinstance(value, str) else value)]
+    return escaped[0] if isinstance(value, str) else escaped
+
+
+def code(script: str, **options):
+    """The digest of a script's code as a param; the job of one rule asks for no other's."""
+    return code_of(script, **options) if workflow.is_main_process else lambda wildcards: code_of(script, **options)
 
 
 @cache
@@ -178,10 +221,6 @@ def nuclei_model_file(wildcards) -> str | list:
     return model_file(nuclei_model()) if nuclei_model() else []
 
 
-def nuclei_ranges_file(wildcards) -> list[str]:
-    return ranges_file(nuclei_model()) if nuclei_model() else []
-
-
 def tumor_model(stain: str) -> str | None:
     """The key in ``models`` of what the method of finding tumour needs (``he``, ``he_coarse`` or ``ki67``); None is nothing."""
     return getattr(TUMOR_MODELS[SETTINGS["tumor"]["method"]], stain)
@@ -191,19 +230,22 @@ def tumor_model_file(stain: str):
     return lambda wildcards: model_file(tumor_model(stain)) if tumor_model(stain) else []
 
 
-def tumor_ranges_file(*stains: str):
-    return lambda wildcards: [
-        path for stain in stains if tumor_model(stain) for path in ranges_file(tumor_model(stain))
-    ]
+def beside_weights(*networks: str | None):
+    """Digest of what lies beside the weights of networks and decides on their answers: the ranges of activations, which
+    decide in 8-bit integers, what a network was trained on, and how its nuclei are reviewed.
 
+    No input files, of which each would be asked for by thousands of jobs.
+    """
 
-def ranges_file(network: str) -> list[str]:
-    """Where it has them, the ranges of a network's activations, which decide on its answers in 8-bit integers, of what it
-    was trained on, and how its nuclei are reviewed."""
-    model = model_file(network)
-    names = ("int8.safetensors", "familiar.json", "review.json") if model else ()
-    paths = [os.path.join(os.path.dirname(model), name) for name in names]
-    return [path for path in paths if os.path.isfile(path)]
+    def digest(wildcards) -> str:
+        found = hashlib.sha256()
+        for folder in (os.path.dirname(model_file(network)) for network in networks if network and model_file(network)):
+            for name in ("int8.safetensors", "familiar.json", "review.json"):
+                path = Path(folder, name)
+                found.update(path.read_bytes() if path.is_file() else b"none")
+        return found.hexdigest()[:16]
+
+    return same_for_all(digest)
 
 
 def tumor_zarr(path: str):
@@ -215,6 +257,20 @@ def kept_probabilities() -> dict:
     """With ``keep: probabilities``, where those of the nuclei go."""
     kept = SETTINGS["keep"] == "probabilities"
     return {"probabilities": directory("results/{slide}/nuclei_probabilities.ome.zarr")} if kept else {}
+
+
+def check_before_jobs() -> None:
+    """What would fail in every slide is found before the first job."""
+    check_writable(Path("results"))
+    check_dates({slide: filter(None, map(located, row.files.values())) for slide, row in SLIDES.items()})
+    scoring = [nuclei_model(), *(tumor_model(stain) for stain in ("he", "he_coarse", "ki67"))]
+    for network in filter(None, scoring):
+        try:
+            model = model_file(network)
+        except WorkflowError:  # it is still to be trained; if not, the rule that needs it says so
+            continue
+        if model:
+            check_weights(Path(model), MODEL_FILES.get(network, "weights.safetensors"))
 
 
 def network_settings(section: str) -> dict:
@@ -346,3 +402,16 @@ try:
             check_all_present()
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
+
+if workflow.is_main_process:
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 1000)  # a plan only grows; looking for cycles in it takes a fifth of the time
+    if not workflow.dryrun:
+        date_back(Path("results"))
+
+
+onstart:
+    try:
+        check_before_jobs()
+    except Ki67Error as error:
+        raise WorkflowError(str(error)) from None

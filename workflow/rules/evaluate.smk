@@ -27,7 +27,7 @@ rule evaluate_nuclei:
         gpu=gpus_wanted(),
     params:
         settings=lambda wildcards: SETTINGS["network"] | {"changes": SETTINGS["evaluate"]["nuclei"]["changes"]},
-        code=lambda wildcards: code_of("evaluate_nuclei.py"),
+        code=code("evaluate_nuclei.py"),
     script:
         "../scripts/evaluate_nuclei.py"
 
@@ -61,7 +61,7 @@ rule evaluate_tumor:
         gpu=gpus_wanted(),
     params:
         settings=lambda wildcards: network_settings("tumor"),
-        code=lambda wildcards: code_of("evaluate_tumor.py"),
+        code=code("evaluate_tumor.py"),
     script:
         "../scripts/evaluate_tumor.py"
 
@@ -80,7 +80,7 @@ rule accuracy_table:
     container:
         SETTINGS["containers"]["torch"]
     params:
-        code=lambda wildcards: code_of("evaluate.py"),
+        code=code("evaluate.py"),
     script:
         "../scripts/evaluate.py"
 

@@ -49,9 +49,9 @@ rule index:
         mem_mb=lambda wildcards, attempt: 6000 * attempt,
         runtime=60,
     params:
-        patient=lambda wildcards: slide_row(wildcards).patient,
-        references=lambda wildcards: slide_row(wildcards).references,
+        patient=of_row("patient"),
+        references=of_row("references"),
         settings=SETTINGS["index"],
-        code=lambda wildcards: code_of("index.py"),
+        code=code("index.py"),
     script:
         "../scripts/index.py"

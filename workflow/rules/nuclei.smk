@@ -3,8 +3,7 @@ rule nuclei:
         check="results/{slide}/check.json",
         tumor="results/{slide}/tumor_ki67.ome.zarr",
         ki67=slide_file("ki67"),
-        model=nuclei_model_file,
-        ranges=nuclei_ranges_file,
+        model=same_for_all(nuclei_model_file),
     output:
         **kept_probabilities(),
         nuclei="results/{slide}/nuclei.parquet",
@@ -25,6 +24,7 @@ rule nuclei:
         gpu=gpus_wanted(),
     params:
         settings=network_settings("nuclei"),
-        code=lambda wildcards: code_of("nuclei.py"),
+        beside_weights=beside_weights(nuclei_model()),
+        code=code("nuclei.py"),
     script:
         "../scripts/nuclei.py"

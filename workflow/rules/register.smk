@@ -30,6 +30,6 @@ rule register:
         runtime=60,
     params:
         settings=SETTINGS["register"],
-        code=lambda wildcards: code_of("register.py"),
+        code=code("register.py"),
     script:
         "../scripts/register.py"

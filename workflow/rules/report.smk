@@ -25,7 +25,7 @@ rule page:
         mem_mb=lambda wildcards, attempt: 3000 * attempt,
         runtime=30,
     params:
-        code=lambda wildcards: code_of("page.py"),
+        code=code("page.py"),
     script:
         "../scripts/page.py"
 
@@ -58,6 +58,6 @@ rule report:
     params:
         settings=SETTINGS["index"],
         template=template_digest(),
-        code=lambda wildcards: code_of("report.py"),
+        code=code("report.py"),
     script:
         "../scripts/report.py"

@@ -56,7 +56,7 @@ rule train:
         gpu=gpus_wanted(),
     params:
         settings=lambda wildcards: training_settings(wildcards.network),
-        code=lambda wildcards: code_of("train.py"),
+        code=code("train.py"),
     script:
         "../scripts/train.py"
 
@@ -93,7 +93,7 @@ rule train_forest:
         runtime=240,
     params:
         trees=SETTINGS["train"]["nuclei_forest"]["trees"],
-        code=lambda wildcards: code_of("train_forest.py"),
+        code=code("train_forest.py"),
     script:
         "../scripts/train_forest.py"
 

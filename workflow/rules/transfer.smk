@@ -8,8 +8,7 @@ rule transfer:
         tumor_he_record="results/{slide}/tumor_he.json",
         ki67=slide_file("ki67"),
         roi=region_file("ki67"),
-        model=tumor_model_file("ki67"),
-        ranges=tumor_ranges_file("ki67"),
+        model=same_for_all(tumor_model_file("ki67")),
     output:
         tumor=tumor_zarr("results/{slide}/tumor_ki67.ome.zarr"),
         outlines="results/{slide}/tumor_ki67.geojson",
@@ -35,10 +34,11 @@ rule transfer:
         runtime=240,
         gpu=gpus_wanted(),
     params:
-        regions=lambda wildcards: "ki67" in slide_row(wildcards).regions,
+        regions=has_regions("ki67"),
         settings=network_settings("tumor"),
+        beside_weights=beside_weights(tumor_model("ki67")),
         keep_probability=SETTINGS["keep"] == "probabilities",
         # Another way to draw pictures is no reason to run a network again.
-        code=lambda wildcards: code_of("transfer.py", without=("figures",)),
+        code=code("transfer.py", without=("figures",)),
     script:
         "../scripts/transfer.py"

@@ -5,9 +5,8 @@ rule tumor:
         thumbnail="results/{slide}/thumbnail_he.jpg",
         he=slide_file("he"),
         roi=region_file("he"),
-        model=tumor_model_file("he"),
-        coarse_model=tumor_model_file("he_coarse"),
-        ranges=tumor_ranges_file("he", "he_coarse"),
+        model=same_for_all(tumor_model_file("he")),
+        coarse_model=same_for_all(tumor_model_file("he_coarse")),
     output:
         tumor=tumor_zarr("results/{slide}/tumor_he.ome.zarr"),
         outlines="results/{slide}/tumor_he.geojson",
@@ -33,10 +32,11 @@ rule tumor:
         runtime=240,
         gpu=gpus_wanted(),
     params:
-        regions=lambda wildcards: "he" in slide_row(wildcards).regions,
+        regions=has_regions("he"),
         settings=network_settings("tumor"),
+        beside_weights=beside_weights(tumor_model("he"), tumor_model("he_coarse")),
         keep_probability=SETTINGS["keep"] == "probabilities",
         # Another way to draw pictures is no reason to run a network again.
-        code=lambda wildcards: code_of("tumor.py", without=("figures",)),
+        code=code("tumor.py", without=("figures",)),
     script:
         "../scripts/tumor.py"

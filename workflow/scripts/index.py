@@ -7,7 +7,7 @@ from ki67.errors import SlideError
 from ki67.figures import index_pictures
 from ki67.index import MEASURES, index_categories, ki67_index, slide_record
 from ki67.provenance import slide_provenance, stage_log
-from ki67.slides import open_slide
+from ki67.slides import open_checked_slide
 
 SLIDE, INPUT, OUTPUT, PARAMS = snakemake.wildcards.slide, snakemake.input, snakemake.output, snakemake.params
 STAGES, SETTINGS = ("check", "tumor", "register", "transfer", "nuclei"), PARAMS.settings
@@ -15,10 +15,10 @@ DISTRIBUTIONS = ("numpy", "geopandas", "dask", "spatialdata")
 CUTOFFS, NAMES = index_categories(SETTINGS["preset"], SETTINGS["cutoffs"])
 
 
-def draw(stain: str, mpp: float | None, *counted) -> dict:
+def draw(stain: str, checked: dict | None, *counted) -> dict:
     """Overlay, fields and map of a slide; they only say why where it cannot be read."""
     try:
-        with open_slide(INPUT[stain] or "absent", slide_id=SLIDE, stain=stain, mpp=mpp) as slide:
+        with open_checked_slide(INPUT[stain], checked, slide_id=SLIDE, stain=stain) as slide:
             return index_pictures(slide, *counted)
     except SlideError:  # the stage that met it first has told
         return index_pictures(None, *counted)
@@ -31,7 +31,7 @@ with stage_log(snakemake.log[0], stage="index", name=SLIDE) as log:
     record = slide_record(result, slide=SLIDE, patient=PARAMS.patient, stages=stages, references=PARAMS.references)
     shown, checked = "ki67" if stages["check"]["stains"]["ki67"] else "he", stages["check"]["stains"]
     outlined = tumor if shown == "ki67" else storage.read_tumor_zarr(INPUT.tumor_he, "he")
-    for name, picture in draw(shown, checked[shown]["mpp"], outlined, nuclei, result.local, record).items():
+    for name, picture in draw(shown, checked[shown], outlined, nuclei, result.local, record).items():
         storage.write_image_png(OUTPUT[name], picture)
     storage.write_hot_spots_geojson(OUTPUT.hot_spots, result.hot_spots, checked[shown]["mpp"], slide_id=SLIDE)
     record |= slide_provenance(stages | {"index": log.record(PARAMS, DISTRIBUTIONS)})

@@ -3,7 +3,7 @@
 from ki67.errors import SlideError
 from ki67.provenance import stage_log
 from ki67.report_pictures import SlideFiles, slide_page
-from ki67.slides import open_slide
+from ki67.slides import open_checked_slide
 from ki67.storage import read_image, read_json, read_nuclei_parquet, read_tumor_zarr, write_json
 
 SLIDE, INPUT = snakemake.wildcards.slide, snakemake.input
@@ -11,9 +11,8 @@ SLIDE, INPUT = snakemake.wildcards.slide, snakemake.input
 
 def make_page(files: SlideFiles, nuclei) -> dict:
     """The page; without fields where the Ki-67 slide cannot be read."""
-    mpp = (files.check["stains"]["ki67"] or {}).get("mpp")
     try:
-        with open_slide(INPUT.ki67 or "absent", slide_id=SLIDE, stain="ki67", mpp=mpp) as slide:
+        with open_checked_slide(INPUT.ki67, files.check["stains"]["ki67"], slide_id=SLIDE, stain="ki67") as slide:
             return slide_page(files, nuclei, slide.read, slide_id=SLIDE)
     except SlideError:  # the stage that met it first has told
         return slide_page(files, nuclei, None, slide_id=SLIDE)

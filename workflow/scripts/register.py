@@ -5,7 +5,7 @@ from ki67.figures import registration_picture
 from ki67.itk_transform import write_itk_files
 from ki67.provenance import stage_log
 from ki67.registration import Registration, register
-from ki67.slides import open_slide
+from ki67.slides import open_checked_slide
 from ki67.storage import read_json, read_mask_png, write_image_png, write_json
 from ki67.transfer import registration_findings
 
@@ -17,7 +17,7 @@ def find(stains: dict, thumbnails: dict) -> Registration:
     """The registration; the thumbnails it reads are put into the dictionary for the picture."""
     for stain, record in stains.items():
         if record and record["usable"]:
-            with open_slide(INPUT[stain], slide_id=SLIDE, stain=stain, mpp=record["mpp"]) as slide:
+            with open_checked_slide(INPUT[stain], record, slide_id=SLIDE, stain=stain) as slide:
                 thumbnails[stain] = slide.thumbnail(SETTINGS["mpp"])
     if len(thumbnails) < 2:
         return Registration.not_applicable("there are no two slides that can be used")
