@@ -42,7 +42,7 @@ rule cohort:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        mem_mb=lambda wildcards, attempt: (2000 + len(SLIDES) // 2) * attempt,
         runtime=60,
     params:
         slides=list(SLIDES),

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 from snakemake.exceptions import WorkflowError
 
+from ki67.devices import gpu_names
 from ki67.errors import ConfigError
 from ki67.provenance import code_digest
 from ki67.report import MOST_SLIDES_IN_ONE_FILE, PAGES_FOLDER, template_digest
@@ -25,6 +26,8 @@ from ki67.tumor_methods import MODELS as TUMOR_MODELS
 # Everything that comes with the workflow is found from this file, so that it can run with --directory or as a module.
 ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).resolve().parents[1]
 
+# More threads on one slide wait for each other.
+MOST_THREADS = 8
 
 # Model of each way to find nuclei, as in ki67/detectors.py, which takes seconds to import.
 NUCLEI_MODELS = {
@@ -122,14 +125,23 @@ def region_file(stain: str):
 def companions_digest(wildcards) -> str:
     """Names, sizes and times of the further files of slides that consist of many; their content would take too long."""
     files = [located(path) for path in slide_row(wildcards).files.values()]
-    several = [file for file in files if file and Path(file).suffix.lower() in {".mrxs", ".vms", ".vmu", ".dcm"}]
+    several = [file for file in files if file and is_multi_file(file)]
     if not several:
         return "none"
-    from ki67.slides import companion_files  # slow to import, and few cohorts have such slides
-
-    found = [companion for file in several for companion in companion_files(file)]
+    found = [companion for file in several for companion in companions(file)]
     states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found]
     return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
+
+
+def is_multi_file(path: str) -> bool:
+    return Path(path).suffix.lower() in {".mrxs", ".vms", ".vmu", ".dcm"}
+
+
+@cache
+def companions(path: str) -> list[Path]:
+    from ki67.slides import companion_files  # slow to import, and few cohorts have such slides
+
+    return companion_files(path)
 
 
 @cache
@@ -213,8 +225,38 @@ def network_settings(section: str) -> dict:
 def gpus_wanted() -> int:
     """How many GPUs a job with a network asks for, one where the settings or this machine have any."""
     if SETTINGS["network"]["device"] == "auto":
-        return int(any(Path(os.devnull).parent.glob("nvidia[0-9]*")))
+        return int(bool(gpu_names()))
     return int(SETTINGS["network"]["device"] != "cpu")
+
+
+def network_threads() -> int:
+    """Threads of a job with a network: the cores are shared among the jobs that can run beside each other.
+
+    These are as many as there are GPUs, and without a GPU as there are slides, up to four: a core does more for another
+    slide than as a further thread on the same one. On a cluster a job has the threads that the profile sets.
+    """
+    side_by_side = len(gpu_names()) if gpus_wanted() else min(len(SLIDES), 4)
+    cores = workflow.resource_settings.cores or MOST_THREADS
+    return max(1, min(MOST_THREADS, cores // max(1, side_by_side)))
+
+
+@cache
+def slide_gb(slide: str) -> float:
+    """Size of the files of a slide in GB, with all parts of those that consist of many; 0 for what is not there."""
+    files = [file for path in SLIDES[slide].files.values() if (file := located(path))]
+    parts = [companion for file in files if is_multi_file(file) for companion in companions(file)]
+    return sum(os.stat(file).st_size for file in (*files, *parts)) / 1e9
+
+
+def by_size(least: int, per_gb: int, per_thread: int = 0):
+    """A resource that grows with the slide and with the attempt: memory in MB or time in minutes.
+
+    Compressed slides at 40x have 200 to 300 mm² a GB. The figures in the rules are several times what docs/benchmarks.md
+    measured, as nothing is gained by asking for little and failing.
+    """
+    return lambda wildcards, threads, attempt: round(
+        (least + per_gb * slide_gb(wildcards.slide) + per_thread * threads) * attempt
+    )
 
 
 def training_datasets(wildcards) -> list[str]:

@@ -44,8 +44,8 @@ rule index:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=lambda wildcards, attempt: 6000 * attempt,
-        runtime=60,
+        mem_mb=by_size(3000, per_gb=2000),
+        runtime=by_size(30, per_gb=20),
     params:
         patient=lambda wildcards: slide_row(wildcards).patient,
         references=lambda wildcards: slide_row(wildcards).references,

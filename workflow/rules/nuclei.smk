@@ -16,11 +16,12 @@ rule nuclei:
         "logs/nuclei/{slide}.tsv"
     conda:
         "../../envs/torch.yaml"
-    threads: 8
+    threads: network_threads()
     resources:
-        mem_mb=lambda wildcards, attempt: 8000 * attempt,
-        runtime=480,
+        mem_mb=by_size(3000, per_gb=2000, per_thread=700),
+        runtime=by_size(60, per_gb=120),
         gpu=gpus_wanted(),
+        copy_slide=int(SETTINGS["copy_slides"]),
     params:
         settings=network_settings("nuclei"),
         code=lambda wildcards: code_of("nuclei.py"),

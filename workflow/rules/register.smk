@@ -24,8 +24,8 @@ rule register:
         "../../envs/registration.yaml"
     threads: 2
     resources:
-        mem_mb=lambda wildcards, attempt: 4000 * attempt,
-        runtime=60,
+        mem_mb=by_size(3000, per_gb=1000),
+        runtime=by_size(30, per_gb=20),
     params:
         settings=SETTINGS["register"],
         code=lambda wildcards: code_of("register.py"),

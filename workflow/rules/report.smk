@@ -20,8 +20,8 @@ rule page:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=lambda wildcards, attempt: 3000 * attempt,
-        runtime=30,
+        mem_mb=by_size(2000, per_gb=1000),
+        runtime=by_size(20, per_gb=10),
     params:
         code=lambda wildcards: code_of("page.py"),
     script:
@@ -49,7 +49,7 @@ rule report:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        mem_mb=lambda wildcards, attempt: (2000 + len(SLIDES) // 2) * attempt,
         runtime=60,
     params:
         settings=SETTINGS["index"],
