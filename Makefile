@@ -1,5 +1,6 @@
 # make demo    draw four slides, score them, compare with the truth
 # make test    all tests and linters
+# make cluster runs on a small SLURM cluster that are stopped and started again
 # make lint    the linters alone
 # make setup   install only; demo, test and lint do it themselves
 # make clean   remove what the targets made
@@ -8,8 +9,6 @@ PYTHON ?= python3.11
 CORES ?= $(shell nproc)
 VENV := .venv
 BIN := $(VENV)/bin
-# Four slides at a time: a processor is better used by another slide than by a second thread on the same one.
-THREADS := $(shell echo $$((($(CORES) + 3) / 4)))
 DEMO := plain flipped no_tumor ihc_only
 
 # The lock files alone say what is installed, whatever this machine's environment asks of pip.
@@ -17,7 +16,7 @@ unexport PIP_FIND_LINKS PIP_NO_INDEX PIP_CONSTRAINT PIP_REQUIREMENT PIP_TARGET P
 unexport PYTHONPATH PYTHONHOME
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup setup-test demo test browser lint clean
+.PHONY: setup setup-test demo test browser slurm cluster lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/installed
@@ -43,8 +42,7 @@ $(VENV)/installed-test: requirements-test.lock
 # A slide for each processor at a time.
 demo: setup
 	@$(MAKE) --no-print-directory -j$(CORES) $(DEMO:%=demo/slides/%/drawn)
-	$(BIN)/snakemake --cores $(CORES) --directory demo --config slides=config/demo.tsv --quiet rules \
-		--set-threads $(foreach rule,tumor transfer nuclei,$(rule)=$(THREADS))
+	$(BIN)/snakemake --cores $(CORES) --directory demo --config slides=config/demo.tsv --quiet rules
 	@$(BIN)/python tests/workflow/check_demo.py demo
 
 PHANTOM = $(BIN)/python -m ki67 phantom --out $(@D) --area-mm2 10 --workers 1
@@ -57,14 +55,25 @@ demo/slides/%/drawn: | setup
 	$(PHANTOM) $(OPTIONS)
 	@touch $@
 
-test: setup-test browser
+test: setup-test browser slurm
 	$(BIN)/python -m pytest
+
+# Runs on a cluster of one node that are stopped and started again; `make test` has the shorter ones.
+cluster: setup-test slurm
+	$(BIN)/python -m pytest tests/slurm -m cluster
 
 # The report is tested in Chromium, where it can be installed; elsewhere these tests are skipped and say so.
 browser:
 	@command -v chromedriver >/dev/null || test ! -e /etc/debian_version || test "$$(id -u)" != 0 \
 		|| { apt-get update && apt-get install --yes --no-install-recommends chromium chromium-driver; } >/dev/null 2>&1 \
 		|| echo "Chromium cannot be installed here: the tests of the report in a browser are skipped."
+
+# A cluster of one node is started for the tests, where its programs can be installed; elsewhere these tests are skipped.
+slurm:
+	@command -v slurmctld >/dev/null || test ! -e /etc/debian_version || test "$$(id -u)" != 0 \
+		|| { apt-get update && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
+			slurmctld slurmd slurm-client munge; } >/dev/null 2>&1 \
+		|| echo "SLURM cannot be installed here: the tests on a cluster are skipped."
 
 lint: setup-test
 	$(BIN)/ruff check

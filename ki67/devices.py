@@ -86,7 +86,7 @@ def claim_gpu(
             log.info("all %d GPUs are taken; waiting for one", len(names))
             waiting = True
         time.sleep(seconds_between)
-    environment |= {VISIBLE: name, CLAIMED: name}
+    environment.update({VISIBLE: name, CLAIMED: name})
     return name
 
 

@@ -8,8 +8,10 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -44,7 +46,7 @@ JobAcctGatherParams=OverMemoryKill
 # No database: squeue remembers jobs for MinJobAge seconds.
 AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/none
-MinJobAge=300
+MinJobAge=86400
 SchedulerType=sched/backfill
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
@@ -68,14 +70,14 @@ class Job:
     state: str
     partition: str
     comment: str
-    gpus: str
+    gpus: int
     cpus: int
     memory_mb: int
 
     @property
     def stage(self) -> str:
-        """Rule or group, as in ``tumor`` or ``prepare``."""
-        return self.comment.split("_wildcards_")[0].removeprefix("rule_").removeprefix("group_")
+        """Rule or group, as in ``tumor`` or ``prepare``; the driver adds the rules to the name of a group."""
+        return self.comment.removeprefix("rule_").split("_")[0]
 
 
 def why_not() -> str | None:
@@ -146,17 +148,9 @@ class Cluster:
                 line[start : start + 200].strip() for start in range(0, 1200, 200)
             )
             given = dict(part.split("=") for part in allocated.split(",") if "=" in part)
-            found.append(
-                Job(
-                    number,
-                    state,
-                    partition,
-                    comment,
-                    per_job,
-                    int(given.get("cpu", 0)),
-                    megabytes(given.get("mem", "0M")),
-                )
-            )
+            gpus = int(per_job.rpartition(":")[2]) if "gpu" in per_job else 0
+            amounts = int(given.get("cpu", 0)), megabytes(given.get("mem", "0M"))
+            found.append(Job(number, state, partition, comment, gpus, *amounts))
         return found
 
     def processes(self, job: Job) -> list[psutil.Process]:
@@ -180,12 +174,13 @@ class Cluster:
         self._run("scancel", "--user=root")
 
     @staticmethod
-    def wait(condition, seconds: float) -> None:
-        """Wait until something is so."""
+    def wait(condition: Callable[[], Any], seconds: float) -> Any:
+        """Wait until something is so, and give what it is."""
         until = time.monotonic() + seconds
-        while not condition():
+        while not (found := condition()):
             assert time.monotonic() < until, f"not so after {seconds} s"
             time.sleep(0.2)
+        return found
 
     @staticmethod
     def _run(*command: str | Path) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from functools import cache
 from pathlib import Path
@@ -235,9 +236,12 @@ def network_threads() -> int:
     These are as many as there are GPUs, and without a GPU as there are slides, up to four: a core does more for another
     slide than as a further thread on the same one. On a cluster a job has the threads that the profile sets.
     """
-    side_by_side = len(gpu_names()) if gpus_wanted() else min(len(SLIDES), 4)
     cores = workflow.resource_settings.cores or MOST_THREADS
-    return max(1, min(MOST_THREADS, cores // max(1, side_by_side)))
+    if gpus_wanted():
+        share = cores // max(1, len(gpu_names()))
+    else:
+        share = math.ceil(cores / max(1, min(len(SLIDES), 4)))
+    return max(1, min(MOST_THREADS, share))
 
 
 @cache
