@@ -1,5 +1,6 @@
 # make demo      draw four slides, score them, compare with the truth
 # make test      all tests and linters
+# make cluster   runs on a small SLURM cluster that are stopped and started again
 # make faults    what goes wrong on real machines, done on purpose (docs/reliability.md); full disks need root
 # make lint      the linters alone
 # make setup     install only; demo, test and lint do it themselves
@@ -10,8 +11,6 @@ PYTHON ?= python3.11
 CORES ?= $(shell nproc)
 VENV := .venv
 BIN := $(VENV)/bin
-# Four slides at a time: a processor is better used by another slide than by a second thread on the same one.
-THREADS := $(shell echo $$((($(CORES) + 3) / 4)))
 DEMO := plain flipped no_tumor ihc_only
 
 # The lock files alone say what is installed, whatever this machine's environment asks of pip.
@@ -19,7 +18,7 @@ unexport PIP_FIND_LINKS PIP_NO_INDEX PIP_CONSTRAINT PIP_REQUIREMENT PIP_TARGET P
 unexport PYTHONPATH PYTHONHOME
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup setup-test demo test browser faults lint pictures clean
+.PHONY: setup setup-test demo test browser slurm cluster faults lint pictures clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/installed
@@ -45,8 +44,7 @@ $(VENV)/installed-test: requirements-test.lock
 # A slide for each processor at a time.
 demo: setup
 	@$(MAKE) --no-print-directory -j$(CORES) $(DEMO:%=demo/slides/%/drawn)
-	$(BIN)/snakemake --cores $(CORES) --directory demo --config slides=config/demo.tsv --quiet rules \
-		--set-threads $(foreach rule,tumor transfer nuclei,$(rule)=$(THREADS))
+	$(BIN)/snakemake --cores $(CORES) --directory demo --config slides=config/demo.tsv --quiet rules
 	@$(BIN)/python tests/workflow/check_demo.py demo
 
 PHANTOM = $(BIN)/python -m ki67 phantom --out $(@D) --area-mm2 10 --workers 1
@@ -59,8 +57,12 @@ demo/slides/%/drawn: | setup
 	$(PHANTOM) $(OPTIONS)
 	@touch $@
 
-test: setup-test browser
+test: setup-test browser slurm
 	$(BIN)/python -m pytest
+
+# Runs on a cluster of one node that are stopped and started again; `make test` has the shorter ones.
+cluster: setup-test slurm
+	$(BIN)/python -m pytest tests/slurm -m cluster
 
 # The report is tested in Chromium, where it can be installed; elsewhere these tests are skipped and say so.
 browser:
@@ -71,6 +73,12 @@ browser:
 faults: setup-test
 	$(BIN)/python -m pytest -m faults -rs tests/faults
 	$(BIN)/python -m benchmarks.fuzz_slides --count 3000
+# A cluster of one node is started for the tests, where its programs can be installed; elsewhere these tests are skipped.
+slurm:
+	@command -v slurmctld >/dev/null || test ! -e /etc/debian_version || test "$$(id -u)" != 0 \
+		|| { apt-get update && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
+			slurmctld slurmd slurm-client munge; } >/dev/null 2>&1 \
+		|| echo "SLURM cannot be installed here: the tests on a cluster are skipped."
 
 lint: setup-test
 	$(BIN)/ruff check

@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from ki67.devices import claim_gpu, gpu_names
 from ki67.errors import Ki67Error, Stain
 from ki67.patch_classifier import PatchClassifier, between_cells, cut_patches, patch_halo_px
 from ki67.quantized import QuantizedNetwork, Ranges, computes_int8
@@ -758,11 +759,15 @@ def normalization(spec: NetworkSpec) -> tuple[torch.Tensor, torch.Tensor]:
 def choose_device(name: str) -> torch.device:
     """The device of that name; ``"auto"`` is a GPU where there is one.
 
+    Of several GPUs the process has one of its own (``ki67.devices``).
+
     Raises
     ------
     Ki67Error
         If there is no such device.
     """
+    if name in ("auto", "cuda"):
+        claim_gpu(gpu_names())
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

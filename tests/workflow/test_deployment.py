@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import ROOT, Workflow, clean_environment, job_counts
-from tests.workflow.conftest import GOOD, Finished, StandIn, WithConda, run_in
+from tests.conftest import GOOD, ROOT, Finished, Workflow, clean_environment, job_counts, run_in
+from tests.workflow.conftest import StandIn, WithConda
 
 pytestmark = pytest.mark.usefixtures("shipped_networks")
 

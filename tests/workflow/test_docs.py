@@ -15,8 +15,7 @@ import yaml
 from PIL import Image
 
 from ki67.errors import Flag
-from tests.conftest import ROOT
-from tests.workflow.conftest import Finished
+from tests.conftest import ROOT, Finished
 
 DOCS = ROOT / "docs"
 PAGES = (ROOT / "README.md", ROOT / "config" / "README.md", *sorted(DOCS.glob("*.md")))

@@ -16,8 +16,8 @@ import pytest
 import shapely
 
 from ki67.provenance import import_closure
-from tests.conftest import ROOT, Workflow, job_counts, kill_all
-from tests.workflow.conftest import BAD, GOOD, HEADER, Finished, WithConda, finish, run_in
+from tests.conftest import GOOD, HEADER, ROOT, Finished, Workflow, finish, job_counts, kill_all, run_in
+from tests.workflow.conftest import BAD, WithConda
 
 pytestmark = pytest.mark.usefixtures("shipped_networks")
 

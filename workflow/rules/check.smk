@@ -18,8 +18,8 @@ rule check:
         SETTINGS["containers"]["registration"]
     threads: 1
     resources:
-        mem_mb=lambda wildcards, attempt: 2000 * attempt,
-        runtime=30,
+        mem_mb=by_size(2000, per_gb=1000),
+        runtime=by_size(20, per_gb=10),
     params:
         files=slide_paths,
         mpp=of_row("mpp"),

@@ -44,7 +44,7 @@ rule cohort:
         SETTINGS["containers"]["report"]
     threads: 1
     resources:
-        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        mem_mb=lambda wildcards, attempt: (2000 + len(SLIDES) // 2) * attempt,
         runtime=60,
     params:
         slides=list(SLIDES),

@@ -4,6 +4,7 @@ import gc
 import hashlib
 import inspect
 import json
+import math
 import os
 import sys
 from functools import cache
@@ -13,6 +14,7 @@ import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.settings import DeploymentMethod
 
+from ki67.devices import gpu_names
 from ki67.errors import ConfigError, Ki67Error
 from ki67.preflight import check_dates, check_weights, check_writable, date_back
 from ki67.provenance import code_digest
@@ -30,6 +32,8 @@ from ki67.tumor_methods import MODELS as TUMOR_MODELS
 # Everything that comes with the workflow is found from this file, so that it can run with --directory or as a module.
 ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).resolve().parents[1]
 
+# More threads on one slide wait for each other.
+MOST_THREADS = 8
 
 # Model of each way to find nuclei, as in ki67/detectors.py, which takes seconds to import.
 NUCLEI_MODELS = {
@@ -158,12 +162,10 @@ def files_state(wildcards) -> str:
     """
     files = [file for file in map(located, slide_row(wildcards).files.values()) if file]
     sizes = [os.path.getsize(file) for file in files]
-    several = [file for file in files if Path(file).suffix.lower() in {".mrxs", ".vms", ".vmu", ".dcm"}]
+    several = [file for file in files if is_multi_file(file)]
     if not several:
         return " ".join(map(str, sizes))
-    from ki67.slides import companion_files  # slow to import, and few cohorts have such slides
-
-    found = [companion for file in several for companion in companion_files(file)]
+    found = [companion for file in several for companion in companions(file)]
     states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found]
     return hashlib.sha256(repr((sizes, states)).encode()).hexdigest()[:16]
 
@@ -184,6 +186,17 @@ def same_for_all(function):
 def code(script: str, **options):
     """The digest of a script's code as a param; the job of one rule asks for no other's."""
     return code_of(script, **options) if workflow.is_main_process else lambda wildcards: code_of(script, **options)
+
+
+def is_multi_file(path: str) -> bool:
+    return Path(path).suffix.lower() in {".mrxs", ".vms", ".vmu", ".dcm"}
+
+
+@cache
+def companions(path: str) -> list[Path]:
+    from ki67.slides import companion_files  # slow to import, and few cohorts have such slides
+
+    return companion_files(path)
 
 
 @cache
@@ -280,8 +293,41 @@ def network_settings(section: str) -> dict:
 def gpus_wanted() -> int:
     """How many GPUs a job with a network asks for, one where the settings or this machine have any."""
     if SETTINGS["network"]["device"] == "auto":
-        return int(any(Path(os.devnull).parent.glob("nvidia[0-9]*")))
+        return int(bool(gpu_names()))
     return int(SETTINGS["network"]["device"] != "cpu")
+
+
+def network_threads() -> int:
+    """Threads of a job with a network: the cores are shared among the jobs that can run beside each other.
+
+    These are as many as there are GPUs, and without a GPU as there are slides, up to four: a core does more for another
+    slide than as a further thread on the same one. On a cluster a job has the threads that the profile sets.
+    """
+    cores = workflow.resource_settings.cores or MOST_THREADS
+    if gpus_wanted():
+        share = cores // max(1, len(gpu_names()))
+    else:
+        share = math.ceil(cores / max(1, min(len(SLIDES), 4)))
+    return max(1, min(MOST_THREADS, share))
+
+
+@cache
+def slide_gb(slide: str) -> float:
+    """Size of the files of a slide in GB, with all parts of those that consist of many; 0 for what is not there."""
+    files = [file for path in SLIDES[slide].files.values() if (file := located(path))]
+    parts = [companion for file in files if is_multi_file(file) for companion in companions(file)]
+    return sum(os.stat(file).st_size for file in (*files, *parts)) / 1e9
+
+
+def by_size(least: int, per_gb: int, per_thread: int = 0):
+    """A resource that grows with the slide and with the attempt: memory in MB or time in minutes.
+
+    Compressed slides at 40x have 200 to 300 mm² a GB. The figures in the rules are several times what docs/benchmarks.md
+    measured, as nothing is gained by asking for little and failing.
+    """
+    return lambda wildcards, threads, attempt: round(
+        (least + per_gb * slide_gb(wildcards.slide) + per_thread * threads) * attempt
+    )
 
 
 def training_datasets(wildcards) -> list[str]:

@@ -37,7 +37,9 @@ rule evaluate_tumor:
         description=lambda wildcards: f"{evaluation_folder(wildcards.dataset, 'tumor')}/dataset.yaml",
         model=lambda wildcards: model_file(wildcards.model),
         # The network for H&E answers as in the workflow, together with the coarser one.
-        coarse_model=lambda wildcards: tumor_model_file("he_coarse")(wildcards) if wildcards.model == tumor_model("he") else [],
+        coarse_model=lambda wildcards: (
+            tumor_model_file("he_coarse")(wildcards) if wildcards.model == tumor_model("he") else []
+        ),
     output:
         record="evaluation/tumor/{model}/{dataset}.json",
         roc="evaluation/tumor/{model}/{dataset}_roc.png",

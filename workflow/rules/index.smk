@@ -46,8 +46,8 @@ rule index:
         SETTINGS["containers"]["report"]
     threads: 1
     resources:
-        mem_mb=lambda wildcards, attempt: 6000 * attempt,
-        runtime=60,
+        mem_mb=by_size(3000, per_gb=2000),
+        runtime=by_size(30, per_gb=20),
     params:
         patient=of_row("patient"),
         references=of_row("references"),

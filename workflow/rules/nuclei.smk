@@ -17,11 +17,12 @@ rule nuclei:
         "../../envs/torch.yaml"
     container:
         SETTINGS["containers"]["torch"]
-    threads: 8
+    threads: network_threads()
     resources:
-        mem_mb=lambda wildcards, attempt: 8000 * attempt,
-        runtime=480,
+        mem_mb=by_size(3000, per_gb=2000, per_thread=700),
+        runtime=by_size(60, per_gb=120),
         gpu=gpus_wanted(),
+        copy_slide=int(SETTINGS["copy_slides"]),
     params:
         settings=network_settings("nuclei"),
         beside_weights=beside_weights(nuclei_model()),

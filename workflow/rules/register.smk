@@ -26,8 +26,8 @@ rule register:
         SETTINGS["containers"]["registration"]
     threads: 2
     resources:
-        mem_mb=lambda wildcards, attempt: 4000 * attempt,
-        runtime=60,
+        mem_mb=by_size(3000, per_gb=1000),
+        runtime=by_size(30, per_gb=20),
     params:
         settings=SETTINGS["register"],
         code=code("register.py"),

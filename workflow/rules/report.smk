@@ -22,8 +22,8 @@ rule page:
         SETTINGS["containers"]["report"]
     threads: 1
     resources:
-        mem_mb=lambda wildcards, attempt: 3000 * attempt,
-        runtime=30,
+        mem_mb=by_size(2000, per_gb=1000),
+        runtime=by_size(20, per_gb=10),
     params:
         code=code("page.py"),
     script:
@@ -53,7 +53,7 @@ rule report:
         SETTINGS["containers"]["report"]
     threads: 1
     resources:
-        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        mem_mb=lambda wildcards, attempt: (2000 + len(SLIDES) // 2) * attempt,
         runtime=60,
     params:
         settings=SETTINGS["index"],

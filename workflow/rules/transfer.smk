@@ -28,11 +28,12 @@ rule transfer:
         "../../envs/torch.yaml"
     container:
         SETTINGS["containers"]["torch"]
-    threads: 8
+    threads: network_threads()
     resources:
-        mem_mb=lambda wildcards, attempt: 6000 * attempt,
-        runtime=240,
+        mem_mb=by_size(3000, per_gb=1000, per_thread=600),
+        runtime=by_size(60, per_gb=60),
         gpu=gpus_wanted(),
+        copy_slide=int(SETTINGS["copy_slides"]),
     params:
         regions=has_regions("ki67"),
         settings=network_settings("tumor"),

@@ -7,7 +7,7 @@ from ki67.errors import SlideError
 from ki67.nuclei_geojson import write_nuclei_geojson
 from ki67.nucleus_table import empty_nuclei
 from ki67.provenance import stage_log
-from ki67.slides import open_checked_slide
+from ki67.staging import open_near
 
 SLIDE, INPUT, OUTPUT, SETTINGS = snakemake.wildcards.slide, snakemake.input, snakemake.output, snakemake.params.settings
 DISTRIBUTIONS = ("torch", "numpy", "opencv-python-headless", "numba")
@@ -21,7 +21,7 @@ def find(checked: dict, tumor) -> tuple:
     chosen = SETTINGS["method"], Path(INPUT.model).parent if INPUT.model else None
     detector = load_detector(*chosen, device=SETTINGS["device"], precision=SETTINGS["precision"])
     running = Running(batch_size=SETTINGS["batch_size"], reader_threads=SETTINGS["reader_threads"])
-    with open_checked_slide(INPUT.ki67, checked, slide_id=SLIDE, stain="ki67") as slide:
+    with open_near(INPUT.ki67, checked, snakemake.resources, slide_id=SLIDE, stain="ki67") as slide:
         found = detector.of_slide(slide, tumor, running=running, probabilities=OUTPUT.get("probabilities"))
     return found.table, {"model": dict(detector.identity)} | found.to_json()
 

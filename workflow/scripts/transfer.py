@@ -4,7 +4,7 @@ from ki67 import storage
 from ki67.deformation import transform_from_json
 from ki67.errors import SlideError
 from ki67.provenance import stage_log
-from ki67.slides import open_checked_slide
+from ki67.staging import open_near
 from ki67.transfer import own_mask_finding, read_regions, tumor_source
 from ki67.tumor_files import write_tumor_files
 from ki67.tumor_mask import TumorMask, TumorSettings, carry_tumor_mask, make_tumor_mask
@@ -20,7 +20,7 @@ def find(check: dict, checked: dict | None) -> TumorMask:
         return TumorMask.empty("ki67", SETTINGS.mask_mpp)
     regions = {"geojson": read_regions(snakemake.params.regions, INPUT.roi, slide_id=SLIDE, stain="ki67")}
     tissue = storage.read_mask_png(INPUT.tissue, checked["tissue_mpp"], "ki67")
-    with open_checked_slide(INPUT.ki67, checked, slide_id=SLIDE, stain="ki67") as slide:
+    with open_near(INPUT.ki67, checked, snakemake.resources, slide_id=SLIDE, stain="ki67") as slide:
         if source == "ki67":
             return make_tumor_mask(slide, tissue, SETTINGS, model=INPUT.model, **regions)
         he = {"tumor_he": storage.read_tumor_zarr(INPUT.tumor_he, "he"), "transform": transform_from_json(transform)}

@@ -3,7 +3,7 @@
 from ki67 import storage
 from ki67.errors import SlideError
 from ki67.provenance import stage_log
-from ki67.slides import open_checked_slide
+from ki67.staging import open_near
 from ki67.transfer import read_regions
 from ki67.tumor_files import write_tumor_files
 from ki67.tumor_mask import TumorMask, TumorSettings, make_tumor_mask
@@ -18,7 +18,7 @@ def find(checked: dict | None) -> TumorMask:
         return TumorMask.empty("he", SETTINGS.mask_mpp)
     geojson = read_regions(snakemake.params.regions, INPUT.roi, slide_id=SLIDE, stain="he")
     tissue = storage.read_mask_png(INPUT.tissue, checked["tissue_mpp"], "he")
-    with open_checked_slide(INPUT.he, checked, slide_id=SLIDE, stain="he") as slide:
+    with open_near(INPUT.he, checked, snakemake.resources, slide_id=SLIDE, stain="he") as slide:
         models = {"model": INPUT.model, "coarse_model": INPUT.coarse_model or None}
         return make_tumor_mask(slide, tissue, SETTINGS, **models, geojson=geojson)
 

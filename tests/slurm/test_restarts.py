@@ -1,0 +1,52 @@
+"""Runs on a cluster that are stopped and started again; minutes long, so only on demand."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import job_counts
+from tests.slurm.cluster import Cluster
+from tests.slurm.conftest import Submitter
+
+pytestmark = [pytest.mark.usefixtures("shipped_networks", "cluster"), pytest.mark.cluster]
+
+ROWS = ("B6 | blank.tif | | 0.5 | |", "B7 | blank.tif | | 0.5 | |")
+
+
+def test_one_slide_by_name_then_everything_cancelled_then_the_rest(
+    cluster: Cluster, submitter: Submitter, tmp_path: Path
+) -> None:
+    workflow = submitter.folder(tmp_path / "results of a run", *ROWS)
+    results = workflow.folder / "results"
+    submitter.start(workflow, "slide_B6").finish()
+    assert (results / "B6" / "ki67.json").is_file()
+    assert not (results / "B7").exists()
+
+    run = submitter.start(workflow)
+    run.wait(lambda: (results / "B7" / "transform.json").is_file() and cluster.jobs("PENDING", "RUNNING"))
+    while run.process.poll() is None:  # what is cancelled is submitted again, as often as the profile says
+        cluster.cancel_all()
+        cluster.wait(lambda: run.process.poll() is not None or cluster.jobs("PENDING", "RUNNING"), 600)
+    assert run.process.returncode != 0
+    assert not (results / "cohort" / "cohort.csv").exists()
+    done = {path: path.stat().st_mtime_ns for path in results.glob("*/*.json")}
+    assert {results / "B6" / "ki67.json", results / "B7" / "check.json"} <= set(done)
+
+    said = submitter.start(workflow).finish()
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert {"check", "register"}.isdisjoint(job_counts(said))
+    assert (results / "cohort" / "cohort.csv").is_file()
+
+
+def test_a_job_that_slurm_queues_again_is_done(cluster: Cluster, submitter: Submitter, tmp_path: Path) -> None:
+    """As it does when a node is lost or a job preempted."""
+    workflow = submitter.folder(tmp_path / "run", ROWS[0])
+    run = submitter.start(workflow, "results/B6/transform.json")
+    (job,) = run.wait(lambda: cluster.jobs("RUNNING"))
+    subprocess.run(["scontrol", "requeue", job.id], check=True)
+    run.finish()
+    assert (workflow.folder / "results" / "B6" / "transform.json").is_file()
+    assert "Trying to restart job" not in run.said
