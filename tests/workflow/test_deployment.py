@@ -23,8 +23,8 @@ OF_SNAKEMAKE = {
     "snakemake",
     *(f"snakemake_interface_{part}" for part in ("common", "logger_plugins", "storage_plugins")),
 }
-# What NumPy and PyTorch look for and do without; Snakemake needs them, so they are there.
-OPTIONAL = {"charset_normalizer", "tabulate"}
+# What NumPy, Dask and PyTorch look for and do without; Snakemake needs them, so they are there.
+OPTIONAL = {"charset_normalizer", "psutil", "tabulate"}
 
 
 def test_conda_makes_each_environment_once_from_its_file(with_conda: WithConda) -> None:
