@@ -40,7 +40,7 @@ def on_cluster(
     earlier = {job.id for job in cluster.jobs()}
     run = submitter.start(workflow, **{"set-resources": {"cohort": {"mem_mb": "250 * attempt ** 3"}}})
     victim = run.wait(lambda: next((job for job in cluster.jobs("RUNNING") if job.id not in earlier), None))
-    run.wait(lambda: any("check.py" in word for process in cluster.processes(victim) for word in process.cmdline()))
+    run.wait(lambda: any("check.py" in command for command in cluster.commands(victim).values()))
     cluster.kill(victim)
     said = run.finish()
     return OnCluster(workflow, said, [job for job in cluster.jobs() if job.id not in earlier])
