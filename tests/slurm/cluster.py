@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,21 +153,22 @@ class Cluster:
             found.append(Job(number, state, partition, comment, gpus, *amounts))
         return found
 
-    def processes(self, job: Job) -> list[psutil.Process]:
-        """What runs of a job on its node, but for SLURM's own."""
-        found = []
+    def commands(self, job: Job) -> dict[psutil.Process, str]:
+        """What runs of a job on its node, but for SLURM's own daemon, and its command line."""
+        found = {}
         for process in psutil.process_iter():
             try:
-                if process.environ().get("SLURM_JOB_ID") == job.id and "slurm" not in process.name():
-                    found.append(process)
+                if process.environ().get("SLURM_JOB_ID") == job.id and process.name() != "slurmstepd":
+                    found[process] = " ".join(process.cmdline())
             except (psutil.AccessDenied, psutil.NoSuchProcess):
                 continue
         return found
 
     def kill(self, job: Job) -> None:
         """SIGKILL for every process of a job."""
-        for process in self.processes(job):
-            process.send_signal(signal.SIGKILL)
+        for process in self.commands(job):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def cancel_all(self) -> None:
         """As a person would who wants everything to stop."""

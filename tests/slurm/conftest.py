@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tests.conftest import Workflow, clean_environment, run_in
-from tests.slurm.cluster import Cluster, why_not
+from tests.slurm.cluster import Cluster, Job, why_not
 
 # What differs from the profile as it ships: a node is near, looked at often, and a job has as many threads as locally.
 TEST_SETTINGS = {
@@ -22,8 +22,8 @@ TEST_SETTINGS = {
     "slurm-init-seconds-before-status-checks": 4,
     "set-threads": {"tumor": 1, "transfer": 1, "nuclei": 1},
 }
-# Seconds until something must have happened; a machine may be busy with other work.
-PATIENCE_S = 1200.0
+# Seconds until something must have happened; a machine may be busy with much other work.
+PATIENCE_S = 3600.0
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -42,11 +42,16 @@ class Run:
     cluster: Cluster
     process: subprocess.Popen[bytes]
     report: Path
+    earlier: frozenset[str]
 
     @property
     def said(self) -> str:
         """What Snakemake wrote so far."""
         return self.report.read_text(encoding="utf-8", errors="replace")
+
+    def jobs(self, *states: str) -> list[Job]:
+        """Its jobs of the given states (all without), the oldest first."""
+        return [job for job in self.cluster.jobs(*states) if job.id not in self.earlier]
 
     def finish(self) -> str:
         """Wait for a good end, and give what Snakemake wrote."""
@@ -76,6 +81,7 @@ class Submitter:
     cluster: Cluster
     clone: Path
     slides: Path
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def folder(self, path: Path, *rows: str) -> Workflow:
         """A folder with links to the slides and a sheet of some of them."""
@@ -93,11 +99,13 @@ class Submitter:
         known = ["--snakefile", self.clone / "Snakefile", "--directory", workflow.folder, "--workflow-profile", profile]
         command = [sys.executable, "-m", "snakemake", *map(str, known), *arguments, "--config", "slides=slides.tsv"]
         report = workflow.folder / "said"
+        earlier = frozenset(job.id for job in self.cluster.jobs())
         with report.open("wb") as said:
             process = subprocess.Popen(
                 command, cwd=workflow.folder, env=clean_environment(), stdout=said, stderr=subprocess.STDOUT
             )
-        return Run(workflow, self.cluster, process, report)
+        self.started.append(process)
+        return Run(workflow, self.cluster, process, report, earlier)
 
 
 def merged(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -125,5 +133,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def submitter(cluster: Cluster, clone: Path, slides: Path) -> Submitter:
-    return Submitter(cluster, clone, slides)
+def submitter(cluster: Cluster, clone: Path, slides: Path) -> Iterator[Submitter]:
+    """Starts runs, and ends those that a failed test left."""
+    submitter = Submitter(cluster, clone, slides)
+    yield submitter
+    for process in submitter.started:
+        if process.poll() is None:
+            process.kill()
+            process.wait()

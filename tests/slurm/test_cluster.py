@@ -19,6 +19,17 @@ BLANK = "B6 | blank.tif | | 0.5 | |"
 NETWORK_JOBS = ("tumor", "score")
 
 
+def test_ctrl_c_cancels_the_jobs_and_leaves_no_lock(submitter: Submitter, tmp_path: Path) -> None:
+    workflow = submitter.folder(tmp_path / "run", BLANK)
+    run = submitter.start(workflow)
+    (job,) = run.wait(lambda: run.jobs("RUNNING"))
+    assert run.interrupt() != 0
+    run.cluster.wait(lambda: not run.jobs("PENDING", "RUNNING", "COMPLETING"), 600)
+    assert [(found.id, found.state) for found in run.jobs()] == [(job.id, "CANCELLED")]
+    assert not [path for path in (workflow.folder / ".snakemake" / "locks").rglob("*") if path.is_file()]
+    assert not (workflow.folder / "results" / "B6" / "tumor_he.json").exists()
+
+
 @dataclass(frozen=True)
 class OnCluster:
     """A cohort that was scored on the cluster, and its jobs."""
@@ -37,13 +48,12 @@ def on_cluster(
 ) -> OnCluster:
     """Two good slides; the first job is killed on its node, and the cohort's gets too little memory at first."""
     workflow = submitter.folder(tmp_path_factory.mktemp("cluster") / "run", *GOOD)
-    earlier = {job.id for job in cluster.jobs()}
     run = submitter.start(workflow, **{"set-resources": {"cohort": {"mem_mb": "250 * attempt ** 3"}}})
-    victim = run.wait(lambda: next((job for job in cluster.jobs("RUNNING") if job.id not in earlier), None))
-    run.wait(lambda: any("check.py" in word for process in cluster.processes(victim) for word in process.cmdline()))
+    victim = run.wait(lambda: run.jobs("RUNNING"))[0]
+    run.wait(lambda: any("check.py" in command for command in cluster.commands(victim).values()))
     cluster.kill(victim)
     said = run.finish()
-    return OnCluster(workflow, said, [job for job in cluster.jobs() if job.id not in earlier])
+    return OnCluster(workflow, said, run.jobs())
 
 
 def test_tables_are_the_same_bytes_as_those_of_a_local_run(on_cluster: OnCluster, scored: Finished) -> None:
@@ -86,17 +96,6 @@ def test_a_job_over_its_memory_is_done_again_with_more(on_cluster: OnCluster) ->
     assert second.state == "COMPLETED"
     (log,) = on_cluster.workflow.folder.glob(f".snakemake/slurm_logs/rule_cohort/**/{first.id}.log")
     assert "memory" in log.read_text(encoding="utf-8")
-
-
-def test_ctrl_c_cancels_the_jobs_and_leaves_no_lock(cluster: Cluster, submitter: Submitter, tmp_path: Path) -> None:
-    workflow = submitter.folder(tmp_path / "run", BLANK)
-    run = submitter.start(workflow)
-    (job,) = run.wait(lambda: cluster.jobs("RUNNING"))
-    assert run.interrupt() != 0
-    cluster.wait(lambda: not cluster.jobs("PENDING", "RUNNING", "COMPLETING"), 60)
-    assert [found.state for found in cluster.jobs() if found.id == job.id] == ["CANCELLED"]
-    assert not [path for path in (workflow.folder / ".snakemake" / "locks").rglob("*") if path.is_file()]
-    assert not (workflow.folder / "results" / "B6" / "tumor_he.json").exists()
 
 
 def test_no_profile_switches_the_folder_lock_off() -> None:

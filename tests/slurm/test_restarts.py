@@ -26,10 +26,10 @@ def test_one_slide_by_name_then_everything_cancelled_then_the_rest(
     assert not (results / "B7").exists()
 
     run = submitter.start(workflow)
-    run.wait(lambda: (results / "B7" / "transform.json").is_file() and cluster.jobs("PENDING", "RUNNING"))
+    run.wait(lambda: (results / "B7" / "transform.json").is_file() and run.jobs("PENDING", "RUNNING"))
     while run.process.poll() is None:  # what is cancelled is submitted again, as often as the profile says
         cluster.cancel_all()
-        cluster.wait(lambda: run.process.poll() is not None or cluster.jobs("PENDING", "RUNNING"), 600)
+        cluster.wait(lambda: run.process.poll() is not None or run.jobs("PENDING", "RUNNING"), 600)
     assert run.process.returncode != 0
     assert not (results / "cohort" / "cohort.csv").exists()
     done = {path: path.stat().st_mtime_ns for path in results.glob("*/*.json")}
@@ -41,11 +41,11 @@ def test_one_slide_by_name_then_everything_cancelled_then_the_rest(
     assert (results / "cohort" / "cohort.csv").is_file()
 
 
-def test_a_job_that_slurm_queues_again_is_done(cluster: Cluster, submitter: Submitter, tmp_path: Path) -> None:
+def test_a_job_that_slurm_queues_again_is_done(submitter: Submitter, tmp_path: Path) -> None:
     """As it does when a node is lost or a job preempted."""
     workflow = submitter.folder(tmp_path / "run", ROWS[0])
     run = submitter.start(workflow, "results/B6/transform.json")
-    (job,) = run.wait(lambda: cluster.jobs("RUNNING"))
+    (job,) = run.wait(lambda: run.jobs("RUNNING"))
     subprocess.run(["scontrol", "requeue", job.id], check=True)
     run.finish()
     assert (workflow.folder / "results" / "B6" / "transform.json").is_file()
