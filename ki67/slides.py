@@ -35,6 +35,7 @@ FINEST_MPP = 0.05
 COARSEST_MPP = 1.1  # nuclei are scored at 0.5 µm/px; from more than about twice that they cannot be told apart
 LARGEST_MPP_RATIO = 1.1
 LARGEST_IMAGE_MEGAPIXELS = 150
+MOST_PAGES = 10_000
 LARGEST_SIDE_MM = 300  # the largest glass in use, for whole prostates and brains, has 200 mm
 LEVEL_TOLERANCE = 1.02  # a level this little coarser than wanted is read rather than the next finer one
 BLOCK_PX = 4096  # a read is cut so that no piece decodes more than about this many level pixels squared
@@ -416,38 +417,51 @@ def _check_file(path: Path, slide_id: str, stain: Stain) -> None:
 def _check_complete(path: Path, slide_id: str, stain: Stain) -> None:
     """Refuse a TIFF whose own tables point behind the end of the file, which OpenSlide would notice only on reading."""
     needed, found = _tiff_bytes(path), path.stat().st_size
+    if needed is None:  # libraries would follow them for ever
+        text = "is damaged (its tables lead in a circle); copy it again from its source"
+        raise slide_error(Flag.UNREADABLE, slide_id, stain, text)
     if needed > found:
         size = f"{found:,} of at least {needed:,} bytes"
         text = f"is incomplete or damaged (the file holds {size}); copy it again from its source"
         raise slide_error(Flag.UNREADABLE, slide_id, stain, text)
 
 
-def _tiff_bytes(path: Path) -> int:
-    """Size that a TIFF file must have by its own tables; 0 where these cannot be understood, or for other files."""
+def _tiff_bytes(path: Path) -> int | None:
+    """Size that a TIFF file must have by its own tables; 0 where these cannot be understood, or for other files.
+
+    None where a table comes twice or there are more than any slide has.
+    """
     try:
         with _opened_tiff(path) as tiff:
-            if (page_offset := _last_page_offset(tiff)) >= tiff.filehandle.size:
-                return page_offset + 1
+            page_offset = _last_page_offset(tiff)
+            if page_offset is None or page_offset >= tiff.filehandle.size:
+                return page_offset and page_offset + 1
             pieces = [piece for page in tiff.pages for piece in zip(page.dataoffsets, page.databytecounts, strict=True)]
     except Exception:  # noqa: BLE001 - vendors bend TIFF in ways only OpenSlide knows: no evidence, no verdict
         return 0
     return max((offset + count for offset, count in pieces if count), default=0)
 
 
-def _last_page_offset(tiff: tifffile.TiffFile) -> int:
-    """Where the last page's table starts, or the first table that would start behind the end of the file."""
+def _last_page_offset(tiff: tifffile.TiffFile) -> int | None:
+    """Where the last page's table starts, or the first table that would start behind the end of the file.
+
+    None where a damaged chain runs in a circle.
+    """
     file, layout = tiff.filehandle, tiff.tiff
-    position, offset = (8 if layout.is_bigtiff else 4), 0
-    for _ in range(10_000):  # a damaged chain may run in a circle
+    position, offset, met = (8 if layout.is_bigtiff else 4), 0, set[int]()
+    while len(met) < MOST_PAGES:
         file.seek(position)
         (following,) = struct.unpack(layout.offsetformat, file.read(layout.offsetsize))
         if following == 0 or following >= file.size:
             return max(offset, following)
+        if following in met:
+            return None
+        met.add(following)
         offset = following
         file.seek(offset)
         (tags,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
         position = offset + layout.tagnosize + tags * layout.tagsize
-    return offset
+    return None
 
 
 @contextmanager

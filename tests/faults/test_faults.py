@@ -198,7 +198,7 @@ def test_a_full_disk_stops_each_stage_with_one_sentence(unscored: Cohort) -> Non
             stopped = unscored.run("--no-hooks", "--until", stage)
             assert stopped.returncode != 0
             sentence = f"{name} {stage} failed: No space left on device: make room on the disk of the results and run"
-            assert sentence in stopped.stdout
+            assert sentence in stopped.stdout, stopped.stdout
             assert "Traceback" not in stopped.stdout
             assert {path: state for path, state in unscored.files().items() if path in before} == before
             ballast.unlink()
@@ -225,7 +225,9 @@ def test_results_that_cannot_be_written_are_refused_before_the_first_job(finishe
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         refused = finished.run()
         assert refused.returncode != 0
-        assert "nothing can be written to results/ (Read-only file system); make it writable" in refused.stdout
+        assert "nothing can be written to results/ (Read-only file system); make it writable" in refused.stdout, (
+            refused.stdout
+        )
         assert finished.files() == before
         finished.workflow.write_sheet(HEADER, *ROWS)
         assert finished.run().returncode == 0  # what is finished can still be asked for
@@ -238,7 +240,7 @@ def test_a_slide_deleted_during_the_run_fails_its_stage_and_is_scored_when_it_is
     checked = unscored.folder / "results/G1/check.json"
     said = during(unscored, checked.exists, lambda: slide.rename(kept))
     sentence = "G1: the H&E slide was there when the run began and is gone; nothing is written of it; put the slide"
-    assert sentence in said
+    assert sentence in said, said
     assert "Traceback" not in said
     assert (unscored.folder / "results/B1/ki67.json").exists()  # the other slide is finished
     assert not (unscored.folder / "results/G1/tumor_he.json").exists()
@@ -257,7 +259,7 @@ def test_a_slide_replaced_during_the_run_fails_its_stage_and_is_scored_anew(unsc
         (unscored.folder / "other.tif").replace(slide)
 
     said = during(unscored, checked.exists, replace)
-    assert "G1: the Ki-67 slide is not the file that the stage check saw; nothing is written of it" in said
+    assert "G1: the Ki-67 slide is not the file that the stage check saw; nothing is written of it" in said, said
     assert "Traceback" not in said
     assert (unscored.folder / "results/B1/ki67.json").exists()
     result = unscored.run()
@@ -283,8 +285,8 @@ def test_damaged_weights_are_refused_before_the_first_job(unscored: Cohort, tmp_
     workflow, with_networks = Workflow(clone, unscored.folder), ("--config", "slides=slides.tsv")
     refused = workflow.run(*with_networks)
     assert refused.returncode != 0
-    assert "network nuclei: weights.safetensors has sha256 " in refused.stdout
-    assert "the file was changed or cut off, fetch or train it again" in refused.stdout
+    assert "network nuclei: weights.safetensors has sha256 " in refused.stdout, refused.stdout
+    assert "the file was changed or cut off, fetch or train it again" in refused.stdout, refused.stdout
     assert not (unscored.folder / "results").exists()
     shutil.copy2(ROOT / "resources/models/nuclei/weights.safetensors", models / "nuclei")
     assert workflow.run("--until", "check", *with_networks).returncode == 0
@@ -297,7 +299,9 @@ def test_a_second_run_in_the_folder_is_refused_and_the_first_one_finishes(finish
         wait_for(lambda: any(locks.glob("*.output.lock")), first)
         second = finished.run()
         assert second.returncode != 0
-        assert "Directory cannot be locked. Please make sure that no other Snakemake process" in second.stdout
+        assert "Directory cannot be locked. Please make sure that no other Snakemake process" in second.stdout, (
+            second.stdout
+        )
         assert first.wait(timeout=300) == 0
     assert finished.completes() == {}
 
@@ -307,8 +311,10 @@ def test_a_slide_from_the_future_is_refused_before_the_first_job(unscored: Cohor
     os.utime(slide, (time.time() + AN_HOUR_S,) * 2)
     refused = unscored.run("--until", "check")
     assert refused.returncode != 0
-    assert "G1: he.tif is dated " in refused.stdout
-    assert "which is in the future; correct the clock of this machine, or the date of the file" in refused.stdout
+    assert "G1: he.tif is dated " in refused.stdout, refused.stdout
+    assert "which is in the future; correct the clock of this machine, or the date of the file" in refused.stdout, (
+        refused.stdout
+    )
     slide.touch()
     assert unscored.run("--until", "check").returncode == 0
 
@@ -325,7 +331,7 @@ def test_a_clock_set_back_during_the_run_costs_a_job_and_the_next_run_repeats_no
 
     done = unscored.folder / "logs/tumor/G1.log"
     said = during(unscored, done.exists, set_ahead)
-    assert "This could indicate a clock skew problem" in said
+    assert "This could indicate a clock skew problem" in said, said
     assert (outputs / "check.json").exists()
     assert "check" not in unscored.completes()
 

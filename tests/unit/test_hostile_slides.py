@@ -20,9 +20,14 @@ def checked(path: Path) -> tissue.StainCheck:
     return check_slide_file(path, slide_id="S07", stain="ki67", mpp=0.5, tissue_mpp=8.0)
 
 
-def test_dozens_of_damaged_files_are_rows(tmp_path: Path) -> None:
-    originals = {path.name: path.read_bytes() for path in draw_slides(tmp_path)}
-    assert all(look_at(tmp_path / name).kind == "usable" for name in originals)
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return draw_slides(tmp_path_factory.mktemp("drawn"))
+
+
+def test_dozens_of_damaged_files_are_rows(drawn: list[Path], tmp_path: Path) -> None:
+    originals = {path.name: path.read_bytes() for path in drawn}
+    assert all(look_at(path).kind == "usable" for path in drawn)
     outcomes = [look_at(path) for _, path in mutated(originals, tmp_path, count=40, seed=2)]
     assert {"usable", "unreadable"} <= {outcome.kind for outcome in outcomes}
     assert max(outcome.cpu_s for outcome in outcomes) < 60
@@ -37,12 +42,11 @@ def test_dozens_of_damaged_files_are_rows(tmp_path: Path) -> None:
     ],
 )
 def test_what_kills_the_decoder_costs_the_slide(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: object, sentence: str
+    drawn: list[Path], monkeypatch: pytest.MonkeyPatch, harm: object, sentence: str
 ) -> None:
     """No file is known that does the first two, so the reader is made to do it."""
-    path = draw_slides(tmp_path)[0]
     monkeypatch.setattr(tissue, "open_slide", lambda *_, **__: harm())
-    found = checked(path)
+    found = checked(drawn[0])
     assert not found.usable
     assert not found.tissue.pixels.any()
     (finding,) = found.findings

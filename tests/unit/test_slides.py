@@ -845,6 +845,18 @@ def test_a_slide_of_two_metres_is_refused(tmp_path):
     assert "is 2000 x 2000 mm, by its pixels of 0.5 microns, and no slide is larger than 300 mm" in message
 
 
+def test_tables_that_lead_in_a_circle_are_refused(pyramid):
+    with tifffile.TiffFile(pyramid) as tiff:
+        first, last = (page.offset for page in tiff.pages)
+        position = last + 2 + 12 * len(tiff.pages[1].tags)
+    content = bytearray(pyramid.read_bytes())
+    content[position : position + 4] = struct.pack("<I", first)
+    pyramid.write_bytes(content)
+    flag, message = finding_of(pyramid, mpp=0.5)
+    assert flag == Flag.UNREADABLE
+    assert "is damaged (its tables lead in a circle); copy it again" in message
+
+
 def huge_tiff(path, side):
     """A tiled TIFF that says it has ``side`` squared pixels, in tiles of 65536 px, and holds none of them."""
     tile = 65536

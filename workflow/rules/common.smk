@@ -99,6 +99,11 @@ def located(path: str | None) -> str | None:
     return None
 
 
+def found_file(path: str | None) -> str | list:
+    """A file of the sheet as an input, nothing where it does not exist."""
+    return as_written(located(path) or "") or []
+
+
 def check_all_present() -> None:
     """With ``on_missing: stop``, a file that is absent stops the run before any job."""
     for row in SLIDES.values():
@@ -137,7 +142,7 @@ def of_row(name: str):
 
 def slide_file(stain: str):
     """The slide's file where it exists. An absent one is no input, so that the slide becomes a flagged row."""
-    return asked_often(lambda wildcards: located(slide_row(wildcards).files.get(stain)) or [])
+    return asked_often(lambda wildcards: found_file(slide_row(wildcards).files.get(stain)))
 
 
 @asked_often
@@ -147,7 +152,7 @@ def slide_paths(wildcards) -> dict[str, str]:
 
 
 def region_file(stain: str):
-    return asked_often(lambda wildcards: located(slide_row(wildcards).regions.get(stain)) or [])
+    return asked_often(lambda wildcards: found_file(slide_row(wildcards).regions.get(stain)))
 
 
 def has_regions(stain: str):
@@ -179,8 +184,12 @@ def same_for_all(function):
         value = function(None)
     except WorkflowError:
         return function
-    escaped = [path.replace("{", "{{").replace("}", "}}") for path in ([value] if isinstance(value, str) else value)]
-    return escaped[0] if isinstance(value, str) else escaped
+    return as_written(value) if isinstance(value, str) else [as_written(path) for path in value]
+
+
+def as_written(path: str) -> str:
+    """A path in which braces are no wildcards."""
+    return path.replace("{", "{{").replace("}", "}}")
 
 
 def code(script: str, **options):
