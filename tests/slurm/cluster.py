@@ -89,7 +89,19 @@ def why_not() -> str | None:
         return "the daemons of SLURM are started as root only"
     if SYSTEM_CONFIGURATION.exists() and not SYSTEM_CONFIGURATION.is_symlink():
         return f"this machine belongs to a cluster already ({SYSTEM_CONFIGURATION})"
+    if SYSTEM_CONFIGURATION.is_symlink() and daemons(SYSTEM_CONFIGURATION.readlink().parent):
+        return f"another run of the tests has its cluster on this machine ({SYSTEM_CONFIGURATION.readlink()})"
     return None
+
+
+def daemons(folder: Path) -> list[psutil.Process]:
+    """The daemons that were started in a folder and still run, in the order in which they are to be ended."""
+    found = []
+    for name in ("slurmd", "slurmctld", "munged"):
+        with suppress(OSError, ValueError, psutil.NoSuchProcess):
+            process = psutil.Process(int((folder / f"{name}.pid").read_text()))
+            found.extend([process] if process.name() == name else [])
+    return found
 
 
 class Cluster:
@@ -119,16 +131,18 @@ class Cluster:
         self._run("munged", *files.values(), f"--socket={self.folder}/munge.socket", "--force")
         self._run("slurmctld", "-f", configuration, "-i")
         self._run("slurmd", "-f", configuration, "-N", self.node)
-        self.wait(lambda: self._run("sinfo", "--noheader", "--partition=cpu", "--format=%t").strip() == "idle", 60)
+        self.wait(self._is_idle, 120)
+
+    def _is_idle(self) -> bool:
+        """Whether the node takes jobs; a controller that is still starting gives no answer."""
+        asked = subprocess.run(["sinfo", "--noheader", "--format=%t"], capture_output=True, text=True, check=False)
+        return asked.returncode == 0 and set(asked.stdout.split()) == {"idle"}
 
     def stop(self) -> None:
         """End what was started, by its recorded process id."""
-        for name in ("slurmd", "slurmctld", "munged"):
-            file = self.folder / f"{name}.pid"
-            if file.is_file() and psutil.pid_exists(pid := int(file.read_text())):
-                daemon = psutil.Process(pid)
-                daemon.terminate()
-                psutil.wait_procs([daemon], timeout=20)
+        for daemon in daemons(self.folder):
+            daemon.terminate()
+            psutil.wait_procs([daemon], timeout=20)
         if SYSTEM_CONFIGURATION.is_symlink() and SYSTEM_CONFIGURATION.readlink().parent == self.folder:
             SYSTEM_CONFIGURATION.unlink()
 
