@@ -11,6 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -84,11 +85,13 @@ def date_back(results: Path) -> int:
     results
         Folder with a folder for each slide.
     """
-    latest = time.time() + _TOLERANCE_S
-    changed = [path for path in _dated_files(results) if path.stat().st_mtime > latest]
-    for path in changed:
-        os.utime(path)
-    return len(changed)
+    latest, changed = time.time() + _TOLERANCE_S, 0
+    for path in _dated_files(results):
+        with suppress(OSError):  # removed meanwhile, or not ours to change
+            if path.stat().st_mtime > latest:
+                os.utime(path)
+                changed += 1
+    return changed
 
 
 def _dated_files(results: Path) -> Iterator[Path]:

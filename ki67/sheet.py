@@ -306,6 +306,9 @@ def _check_record(record: dict[str, Any], row: int, schema: Mapping[str, Any], *
             raise ConfigError(f"{where}: {column} is {value:g}; {_fraction_remedy(value)}")
     for sentence in _sentences(record, schema, name=where):
         raise ConfigError(sentence)
+    for column in (*STAINS, *(f"roi_{stain}" for stain in STAINS)):
+        if re.search("[{}]", record.get(column, "")):  # in every path, Snakemake takes them for wildcards
+            raise ConfigError(f"{where}: {column} is '{record[column]}'; rename the file, as paths cannot hold braces")
     if not any(stain in record for stain in STAINS):
         names = " and ".join(f"{stain} ({STAIN_NAMES[stain]})" for stain in STAINS)
         raise ConfigError(f"{where}: {names} are both empty; write the path of at least one slide file")

@@ -68,6 +68,10 @@ def test_an_empty_sheet_has_no_rows() -> None:
         (["slide;ki67;he"], "slides.tsv has semicolons between its columns; save it with tabs instead (TSV)"),
         (["id | ki67"], "slides.tsv has no column slide in its first line; write one, columns are separated by tabs"),
         (["slide | ki67 | ki67"], "slides.tsv has the column ki67 twice; remove one"),
+        (
+            ["slide | ki67 | roi_he", "S01 | {slide}.tif |"],
+            "slides.tsv row 2 (S01): ki67 is '{slide}.tif'; rename the file, as paths cannot hold braces",
+        ),
         (["slide | kI67"], "unknown column 'kI67' in slides.tsv; did you mean 'ki67'?"),
         (["slide | ki67 | | he"], "slides.tsv has a column without a name; name it or remove it"),
         (

@@ -99,11 +99,6 @@ def located(path: str | None) -> str | None:
     return None
 
 
-def found_file(path: str | None) -> str | list:
-    """A file of the sheet as an input, nothing where it does not exist."""
-    return as_written(located(path) or "") or []
-
-
 def check_all_present() -> None:
     """With ``on_missing: stop``, a file that is absent stops the run before any job."""
     for row in SLIDES.values():
@@ -142,7 +137,7 @@ def of_row(name: str):
 
 def slide_file(stain: str):
     """The slide's file where it exists. An absent one is no input, so that the slide becomes a flagged row."""
-    return asked_often(lambda wildcards: found_file(slide_row(wildcards).files.get(stain)))
+    return asked_often(lambda wildcards: located(slide_row(wildcards).files.get(stain)) or [])
 
 
 @asked_often
@@ -152,7 +147,7 @@ def slide_paths(wildcards) -> dict[str, str]:
 
 
 def region_file(stain: str):
-    return asked_often(lambda wildcards: found_file(slide_row(wildcards).regions.get(stain)))
+    return asked_often(lambda wildcards: located(slide_row(wildcards).regions.get(stain)) or [])
 
 
 def has_regions(stain: str):
@@ -181,15 +176,9 @@ def same_for_all(function):
     Where there is none (a network is still to be trained), the function itself, which says why if it is ever asked.
     """
     try:
-        value = function(None)
+        return function(None)
     except WorkflowError:
         return function
-    return as_written(value) if isinstance(value, str) else [as_written(path) for path in value]
-
-
-def as_written(path: str) -> str:
-    """A path in which braces are no wildcards."""
-    return path.replace("{", "{{").replace("}", "}}")
 
 
 def code(script: str, **options):
