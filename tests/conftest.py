@@ -98,7 +98,7 @@ def job_counts(text: str) -> dict[str, int]:
         assert "Nothing to be done" in text, text
         return {}
     rows = (line.split() for line in found.group(1).splitlines())
-    return {rule: int(count) for rule, count in rows if rule != "all" and not rule.startswith("slide_")}
+    return {rule: int(count) for rule, count in rows if rule not in ("all", "slides") and not rule.startswith("slide_")}
 
 
 def kill_all(folder: Path) -> None:

@@ -102,10 +102,20 @@ class Submitter:
         earlier = frozenset(job.id for job in self.cluster.jobs())
         with report.open("wb") as said:
             process = subprocess.Popen(
-                command, cwd=workflow.folder, env=clean_environment(), stdout=said, stderr=subprocess.STDOUT
+                command,
+                cwd=workflow.folder,
+                env=clean_environment(),
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                preexec_fn=heed_ctrl_c,
             )
         self.started.append(process)
         return Run(workflow, self.cluster, process, report, earlier)
+
+
+def heed_ctrl_c() -> None:
+    """Shells start what goes on in the background with Ctrl-C ignored, which the tests and their runs would inherit."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def merged(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,14 @@ def test_all_slides_and_one_by_name(workflow: Workflow, sheet: Path) -> None:
 
 
 @pytest.mark.usefixtures("shipped_networks")
+def test_very_many_slides_are_planned_in_parts(workflow: Workflow, sheet: Path) -> None:
+    part = dict.fromkeys((*STAGES, "page"), 1)
+    run = ("--config", f"slides={sheet.name}", "--batch")
+    assert workflow.planned(*run, "slides=1/2", "--", "slides") == part
+    assert workflow.planned(*run[:2], "--", "slides") == dict.fromkeys((*STAGES, "page"), 2)
+
+
+@pytest.mark.usefixtures("shipped_networks")
 def test_probabilities_of_nuclei_are_made_where_they_are_kept(workflow: Workflow, sheet: Path) -> None:
     wanted = ("--", "results/S01/nuclei_probabilities.ome.zarr")
     kept = workflow.planned("--config", f"slides={sheet.name}", "keep=probabilities", *wanted)
