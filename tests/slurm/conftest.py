@@ -16,10 +16,11 @@ import yaml
 from tests.conftest import Workflow, clean_environment, run_in
 from tests.slurm.cluster import Cluster, Job, why_not
 
-# What differs from the profile as it ships: a node is near, looked at often, and a job has as many threads as locally.
+# What differs from the profile as it ships: a node is near, jobs are looked at when they have had the time to end (the
+# next look is ten seconds later), and a job has as many threads as locally.
 TEST_SETTINGS = {
     "latency-wait": 10,
-    "slurm-init-seconds-before-status-checks": 4,
+    "slurm-init-seconds-before-status-checks": 8,
     "set-threads": {"tumor": 1, "transfer": 1, "nuclei": 1},
 }
 # Seconds until something must have happened; a machine may be busy with much other work.
