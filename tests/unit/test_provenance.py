@@ -123,11 +123,10 @@ def test_a_failure_is_in_the_log_in_full(tmp_path: Path) -> None:
 def test_a_failure_that_a_sentence_explains_is_that_sentence_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Exception, sentence: str
 ) -> None:
+    library_error = RuntimeError("a library's own words")
+    library_error.__cause__ = error
     with pytest.raises(SystemExit) as ended, stage_log(tmp_path / "x.log", stage="tumor", name="S01"):
-        try:
-            raise error
-        except type(error) as cause:
-            raise RuntimeError("a library's own words") from cause
+        raise library_error
     assert ended.value.code == 1
     assert capsys.readouterr().err == f"S01 tumor failed: {sentence}\n"
     assert "Traceback" in (tmp_path / "x.log").read_text()
