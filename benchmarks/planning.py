@@ -59,13 +59,12 @@ def plan(folder: Path, batches: int) -> tuple[int, float, float, float]:
     """Number of jobs, wall and processor seconds and peak memory in MB of a dry run."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)]
     command += ["--cores", "2", "--dry-run", "--quiet", "rules"]
+    command += ["--config", "slides=slides.tsv"]
     if batches > 1:
-        command += ["--batch", f"cohort=1/{batches}"]
+        command += ["--batch", f"slides=1/{batches}", "--", "slides"]
     with (folder / "said").open("wb") as said:
         started = time.monotonic()
-        process = subprocess.Popen(
-            [*command, "--config", "slides=slides.tsv"], cwd=folder, stdout=said, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen(command, cwd=folder, stdout=said, stderr=subprocess.STDOUT)
         _, status, used = os.wait4(process.pid, 0)
         wall_s = time.monotonic() - started
     text = (folder / "said").read_text(encoding="utf-8", errors="replace")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from ki67 import __version__
+from ki67.errors import Ki67Error
 from ki67.provenance import StageLog, code_digest, import_closure, slide_provenance, stage_log, versions
 
 FILES = {
@@ -106,6 +108,28 @@ def test_a_failure_is_in_the_log_in_full(tmp_path: Path) -> None:
         raise ZeroDivisionError("no tiles")
     assert "Traceback" in (tmp_path / "x.log").read_text()
     assert "S01 check failed" in (tmp_path / "x.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            OSError(errno.ENOSPC, "as a library calls it"),
+            "No space left on device: make room on the disk of the results and run the workflow again",
+        ),
+        (Ki67Error("network nuclei: weights.safetensors is missing"), "network nuclei: weights.safetensors is missing"),
+    ],
+)
+def test_a_failure_that_a_sentence_explains_is_that_sentence_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Exception, sentence: str
+) -> None:
+    library_error = RuntimeError("a library's own words")
+    library_error.__cause__ = error
+    with pytest.raises(SystemExit) as ended, stage_log(tmp_path / "x.log", stage="tumor", name="S01"):
+        raise library_error
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == f"S01 tumor failed: {sentence}\n"
+    assert "Traceback" in (tmp_path / "x.log").read_text()
 
 
 def test_modules_left_out_of_a_digest_do_not_change_it_but_what_they_import_does(tmp_path: Path) -> None:
