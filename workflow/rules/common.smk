@@ -323,8 +323,10 @@ def by_size(least: int, per_gb: int, per_thread: int = 0):
     Compressed slides at 40x have 200 to 300 mm² a GB. The figures in the rules are several times what docs/benchmarks.md
     measured, as nothing is gained by asking for little and failing.
     """
-    return lambda wildcards, threads, attempt: round(
-        (least + per_gb * slide_gb(wildcards.slide) + per_thread * threads) * attempt
+    return asked_often(
+        lambda wildcards, threads, attempt: round(
+            (least + per_gb * slide_gb(wildcards.slide) + per_thread * threads) * attempt
+        )
     )
 
 
