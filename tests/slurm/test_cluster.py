@@ -23,6 +23,7 @@ def test_ctrl_c_cancels_the_jobs_and_leaves_no_lock(submitter: Submitter, tmp_pa
     workflow = submitter.folder(tmp_path / "run", BLANK)
     run = submitter.start(workflow)
     (job,) = run.wait(lambda: run.jobs("RUNNING"))
+    run.wait(lambda: any("check.py" in command for command in run.cluster.commands(job).values()))
     assert run.interrupt() != 0
     run.cluster.wait(lambda: not run.jobs("PENDING", "RUNNING", "COMPLETING"), 600)
     assert [(found.id, found.state) for found in run.jobs()] == [(job.id, "CANCELLED")]
