@@ -112,6 +112,9 @@ def test_every_flag_is_explained() -> None:
         assert sorted(found) == sorted(flags), page
 
 
+LITERAL = r'f?"(?:[^"\\\n]|\\.)*"'
+
+
 def strings(path: Path) -> Iterator[str]:
     """Every text in a file of Python or rules, with … for what is filled in."""
     if path.suffix == ".py":
@@ -121,10 +124,13 @@ def strings(path: Path) -> Iterator[str]:
             elif isinstance(node, ast.JoinedStr):
                 yield joined(node)
     else:
-        literal = r'f?"(?:[^"\\\n]|\\.)*"'
-        for found in re.findall(rf"{literal}(?:\s+{literal})*", text_of(path)):
-            node = ast.parse(f"({found})", mode="eval").body
-            yield joined(node) if isinstance(node, ast.JoinedStr) else str(ast.literal_eval(node))
+        yield from map(text_of_literals, re.findall(rf"{LITERAL}(?:\s+{LITERAL})*", text_of(path)))
+
+
+def text_of_literals(source: str) -> str:
+    """The text of literals that stand one after the other, with … for what is filled in."""
+    node = ast.parse(f"({source})", mode="eval").body
+    return joined(node) if isinstance(node, ast.JoinedStr) else str(ast.literal_eval(node))
 
 
 def joined(node: ast.JoinedStr) -> str:
@@ -180,10 +186,8 @@ def refusals(path: Path) -> Iterator[str]:
                 if isinstance(argument, ast.JoinedStr):
                     yield joined(argument)
     else:
-        literal = r'f?"(?:[^"\\\n]|\\.)*"'
-        for found in re.findall(rf"(?:{'|'.join(REFUSALS)})\(\s*((?:{literal}\s*)+)\)", text_of(path)):
-            node = ast.parse(f"({found})", mode="eval").body
-            yield joined(node) if isinstance(node, ast.JoinedStr) else str(ast.literal_eval(node))
+        raised = rf"(?:{'|'.join(REFUSALS)})\(\s*((?:{LITERAL}\s*)+)\)"
+        yield from map(text_of_literals, re.findall(raised, text_of(path)))
 
 
 def explained_files() -> list[Path]:
