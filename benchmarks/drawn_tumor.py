@@ -1,7 +1,7 @@
 """How well tumour is found on drawn slides that no training saw, and how much is found where there is none.
 
     python -m benchmarks.drawn_tumor draw FOLDER [--slides 10]
-    python -m benchmarks.drawn_tumor measure FOLDER [--he MODEL] [--ki67 MODEL] [--coarse MODEL | --no-coarse]
+    python -m benchmarks.drawn_tumor measure FOLDER [--he DIR] [--ki67 DIR] [--coarse DIR] [--nuclei DIR] [--alone]
     python -m benchmarks.drawn_tumor none SLIDE [SLIDE ...] [--stain he]
 
 ``draw`` makes pairs of 2 mm² from seeds that training never takes, with tumour shares, stains and damage of all kinds,
@@ -44,6 +44,7 @@ KINDS = (
     ["--tumor-share", "0.4", "--mpp", "0.4"],
 )
 NO_TUMOR = "without"
+BESIDE: dict[Stain, str] = {"he": "coarse_model", "ki67": "nuclei_model"}
 
 
 def draw(folder: Path, count: int) -> None:
@@ -57,11 +58,11 @@ def draw(folder: Path, count: int) -> None:
             subprocess.run([*command, *more], check=True)
 
 
-def found_on(path: Path, stain: Stain, model: Path, coarse: Path | None) -> tuple[TumorMask, StainCheck]:
-    """Tumour of a slide, and what else is known of it."""
+def found_on(path: Path, stain: Stain, model: Path, beside: Path | None) -> tuple[TumorMask, StainCheck]:
+    """Tumour of a slide, and what else is known of it; ``beside``: what the workflow has beside the stain's network."""
     with open_slide(path, slide_id=path.parent.name, stain=stain) as slide:
         checked = check_slide(slide)
-        models = {"model": model / "model.json", "coarse_model": coarse and coarse / "model.json"}
+        models = {"model": model / "model.json", BESIDE[stain]: beside and beside / "model.json"}
         tumor = make_tumor_mask(slide, checked.tissue, SETTINGS, **models)
         return tumor, checked
 
@@ -72,13 +73,13 @@ def tissue_beside(tumor: TumorMask, checked: StainCheck) -> NDArray[np.bool_]:
     return at_resolution(checked.tissue, (height, width), tumor.mask.mpp)
 
 
-def measure(folder: Path, models: dict[Stain, Path], coarse: Path | None) -> None:
+def measure(folder: Path, models: dict[Stain, Path], beside: dict[Stain, Path | None]) -> None:
     """Print Dice of each slide, and the false tumour of that without any."""
     scores: dict[Stain, list[float]] = {"he": [], "ki67": []}
     for slide in sorted(path.parent for path in folder.glob("*/ki67.tif")):
         for stain, dice in scores.items():
             path = slide / f"{stain}.tif"
-            tumor, checked = found_on(path, stain, models[stain], coarse if stain == "he" else None)
+            tumor, checked = found_on(path, stain, models[stain], beside[stain])
             found, tissue = tumor.mask.pixels, tissue_beside(tumor, checked)
             if slide.name == NO_TUMOR:
                 print(f"{slide.name} {stain}: {np.mean(found[tissue]):.2%} of the tissue taken for tumour", flush=True)
@@ -103,19 +104,20 @@ def main() -> None:
     parser.add_argument("--he", type=Path, default=Path("resources/models/tumor_he"))
     parser.add_argument("--ki67", type=Path, default=Path("resources/models/tumor_ki67"))
     parser.add_argument("--coarse", type=Path, default=Path("resources/models/tumor_he_coarse"))
-    parser.add_argument("--no-coarse", action="store_true")
+    parser.add_argument("--nuclei", type=Path, default=Path("resources/models/nuclei"))
+    parser.add_argument("--alone", action="store_true", help="without the coarse and the nucleus network")
     chosen = parser.parse_args()
-    coarse = None if chosen.no_coarse else chosen.coarse
+    beside: dict[Stain, Path | None] = {"he": chosen.coarse, "ki67": chosen.nuclei}
+    if chosen.alone:
+        beside = {"he": None, "ki67": None}
     models: dict[Stain, Path] = {"he": chosen.he, "ki67": chosen.ki67}
     if chosen.action == "draw":
         draw(chosen.paths[0], chosen.slides)
     elif chosen.action == "measure":
-        measure(chosen.paths[0], models, coarse)
+        measure(chosen.paths[0], models, beside)
     else:
         for path in chosen.paths:
-            tumor, checked = found_on(
-                path, chosen.stain, models[chosen.stain], coarse if chosen.stain == "he" else None
-            )
+            tumor, checked = found_on(path, chosen.stain, models[chosen.stain], beside[chosen.stain])
             tissue = tissue_beside(tumor, checked)
             share = np.mean(tumor.mask.pixels[tissue])
             print(f"{path.name}: {share:.2%} of {np.sum(tissue) * 4e-6:.2f} mm² of tissue taken for tumour")

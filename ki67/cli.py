@@ -305,7 +305,11 @@ def evaluate_tumor(
     coarse: Annotated[
         Path | None, typer.Option(help="Folder of the coarser network beside it; MODEL_coarse where there is one.")
     ] = None,
-    alone: Annotated[bool, typer.Option("--alone", help="Without a coarser network beside it.")] = False,
+    nuclei: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a nucleus network beside one for Ki-67; nuclei beside MODEL where there is one."),
+    ] = None,
+    alone: Annotated[bool, typer.Option("--alone", help="Without any network beside it.")] = False,
     pictures: Annotated[
         Path | None, typer.Option(help="Folder for ROC curves and the best, median and worst image.")
     ] = None,
@@ -315,20 +319,27 @@ def evaluate_tumor(
 ) -> None:
     """How well tumour is found: per pixel, per patch of 64 µm, and as the workflow's mask.
 
-    Where a coarser network lies beside the network, both answer, as in the workflow.
+    As in the workflow, a coarser network that lies beside the network answers as well, and for Ki-67 one for nuclei.
     """
-    from ki67.networks import load_network
+    from ki67.networks import Network, load_network
+    from ki67.nuclear_evidence import NuclearEvidence
     from ki67.storage import write_image_png, write_json
     from ki67.tumor import Cascade
     from ki67.tumor_evaluation import MaskSettings
     from ki67.tumor_evaluation import evaluate_tumor as measure
     from ki67.tumor_report import roc_picture, tumor_pictures, tumor_table
 
+    def beside(chosen: Path | None, name: str) -> Network | None:
+        folder = chosen or model.resolve().with_name(name)
+        there = not alone and (chosen is not None or (folder / "model.json").is_file())
+        return load_network(folder, device=device, precision=precision.value) if there else None
+
     network = load_network(model, device=device, precision=precision.value)
-    beside = coarse or model.with_name(f"{model.resolve().name}_coarse")
-    both = not alone and (coarse is not None or (beside / "model.json").is_file())
-    cascade = Cascade(load_network(beside, device=device, precision=precision.value)) if both else None
-    settings = MaskSettings(cascade=cascade)
+    coarser = beside(coarse, f"{model.resolve().name}_coarse")
+    nucleus = beside(nuclei, "nuclei") if network.spec.stain == "ki67" else None
+    settings = MaskSettings(
+        cascade=Cascade(coarser) if coarser else None, evidence=NuclearEvidence(nucleus) if nucleus else None
+    )
     records = []
     for folder in datasets:
         evaluation = measure(folder, network, images=images or (), settings=settings)

@@ -295,7 +295,7 @@ def slide_record(
         "models": {
             f"{stage}{suffix}": record[key]
             for stage, record in stages.items()
-            for key, suffix in (("model", ""), ("coarse_model", "_coarse"))
+            for key, suffix in (("model", ""), ("coarse_model", "_coarse"), ("nuclei_model", "_nuclei"))
             if record.get(key)
         },
     }

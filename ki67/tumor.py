@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import cv2
@@ -13,12 +14,12 @@ from ki67.errors import Ki67Error
 from ki67.geometry import Mask
 from ki67.inference import Block, InferenceRun, InferenceStatistics, Running, peak_memory_mb
 from ki67.networks import Predictor
+from ki67.nuclear_evidence import NuclearEvidence, smoothed_strips
 from ki67.slides import Slide
 from ki67.tiles import CELL_PX, TilePlan, cells_of, plan_tiles
 
 SMOOTHING_UM = 6.0
 """Standard deviation of the Gaussian over the probability: less than a nucleus makes no outline."""
-_STRIP_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Cascade:
     certain_above: float = 0.98
     uncertain_share: float = 0.2
     coarse_share: float = 0.5
+
+
+def first_class(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The answer ``(H, W)`` of a network with one class."""
+    return levels[0]
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ def segment_tumor(
     network: Predictor,
     *,
     cascade: Cascade | None = None,
+    evidence: NuclearEvidence | None = None,
     mask_mpp: float = 2.0,
     threshold: float | None = None,
     smallest_region_mm2: float = 0.01,
@@ -92,6 +99,8 @@ def segment_tumor(
         With one class.
     cascade
         What looks first; ``None`` lets the network look at all tissue.
+    evidence
+        A nucleus network that looks at all tissue as well; None where there is none.
     mask_mpp
         Microns per pixel of the result, a whole multiple of the network's.
     threshold
@@ -126,6 +135,12 @@ def segment_tumor(
     kept = cascade.coarse_share if cascade is not None else 0.0
     statistics = _look(slide, plan, network, probability, mask_mpp, running, "tumor", kept)
     processor_s = time.process_time()
+    if evidence is not None:
+        nuclei = np.zeros_like(probability)
+        plan, label = _plan(slide, tissue, evidence.network, cell_px), "nuclei of all tissue"
+        more = _look(slide, plan, evidence.network, nuclei, mask_mpp, running, label, answer_of=evidence.certain_nuclei)
+        probability = evidence.weigh(probability, nuclei, allowed, mask_mpp)
+        statistics = statistics + more
     probability[~allowed] = 0
     pixels = regions(
         probability,
@@ -166,16 +181,17 @@ def _look(
     running: Running | None,
     label: str,
     kept: float = 0.0,
+    answer_of: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] = first_class,
 ) -> InferenceStatistics:
     """Run a network, and put what it says in place into the probability at the resolution of the mask.
 
-    ``kept`` is the weight of what is there already.
+    ``kept`` is the weight of what is there already; ``answer_of`` makes one image of all classes.
     """
     _check_scales(mask_mpp, plan.mpp, plan.cell_px)
     with InferenceRun(slide, plan, network, label=f"{slide.slide_id} {label}", running=running) as run:
         for block in run.blocks():
             with run.postprocessing():
-                _put(block, probability, plan.mpp, mask_mpp, kept)
+                _put(block, probability, plan.mpp, mask_mpp, kept, answer_of)
         return run.statistics()
 
 
@@ -214,10 +230,17 @@ def _check_scales(mask_mpp: float, mpp: float, cell_px: int) -> None:
         )
 
 
-def _put(block: Block, probability: NDArray[np.uint8], mpp: float, mask_mpp: float, kept: float) -> None:
+def _put(
+    block: Block,
+    probability: NDArray[np.uint8],
+    mpp: float,
+    mask_mpp: float,
+    kept: float,
+    answer_of: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
+) -> None:
     """Put a block, averaged over area or repeated, where it belongs; only what its windows answered for."""
     for row_px, column_px, levels in block.answered():
-        resized = _resized(levels[0], mpp, mask_mpp)
+        resized = _resized(answer_of(levels), mpp, mask_mpp)
         top, left = round(row_px * mpp / mask_mpp), round(column_px * mpp / mask_mpp)
         room = probability[top : top + resized.shape[0], left : left + resized.shape[1]]
         said = resized[: room.shape[0], : room.shape[1]]
@@ -260,15 +283,8 @@ def regions(
         bool ``(H, W)``. Smoothing does not mix in what lies outside, so tumour reaches up to the edge of the tissue.
     """
     above = np.empty(probability.shape, dtype=bool)
-    # In strips, as pixels of four bytes take more memory than all that is kept of a slide.
-    reach = int(np.ceil(4 * smoothing_px)) + 1
-    for start in range(0, len(above), _STRIP_ROWS):
-        first, end = max(0, start - reach), start + _STRIP_ROWS
-        rows, inner = slice(first, end + reach), slice(start - first, end - first)
-        inside = allowed[rows].astype(np.float32)
-        weight = np.asarray(cv2.GaussianBlur(inside, (0, 0), smoothing_px))[inner]
-        smooth = np.asarray(cv2.GaussianBlur(probability[rows] * inside, (0, 0), smoothing_px))[inner]
-        above[start:end] = (smooth >= threshold * 255 * np.maximum(weight, 1e-3)) & allowed[start:end]
+    for rows, smooth in smoothed_strips(probability, allowed, smoothing_px):
+        above[rows] = (smooth >= threshold * 255) & allowed[rows]
     kept = _without_small(above, smallest_region_px, 8)
     return (kept | _holes(kept, smallest_hole_px)) & allowed
 

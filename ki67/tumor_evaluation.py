@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from ki67.binary_scores import area_under_roc, best_threshold, level_counts, lev
 from ki67.bootstrap import percentile_intervals
 from ki67.errors import Ki67Error
 from ki67.networks import STRIDE_PX, Predictor, predict_image
+from ki67.nuclear_evidence import NuclearEvidence
 from ki67.training.datasets import read_dataset, resampled
-from ki67.tumor import SMOOTHING_UM, Cascade, regions
+from ki67.tumor import SMOOTHING_UM, Cascade, first_class, regions
 from ki67.tumor_fields import SCORED_MPP, TumorField, at_shape, check_has_tumor, chosen_images, read_tumor_fields
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ PATCH_LEVELS = 16 * 255 + 1
 """Levels of the mean probability of a patch: sixteenths of those of a pixel."""
 FEWEST_IMAGES = 3
 """Resampling fewer images says nothing."""
+BESIDE = ("coarse_model", "nuclei_model")
+"""Names that records have for the networks that answer as well."""
 MASK_SCORES = ("dice", "sensitivity", "specificity", "accuracy", "balanced_accuracy", "ppv", "npv")
 
 
@@ -46,6 +49,8 @@ class MaskSettings:
         Of the smoothed probability; None takes the network's own.
     cascade
         The coarser network that answers as well, if any; see ``answer``.
+    evidence
+        The nucleus network that answers as well, if any.
     """
 
     mpp: float = 2.0
@@ -53,6 +58,13 @@ class MaskSettings:
     smallest_hole_mm2: float = 0.005
     threshold: float | None = None
     cascade: Cascade | None = None
+    evidence: NuclearEvidence | None = None
+
+    @property
+    def beside(self) -> dict[str, Predictor]:
+        """The networks that answer as well, by the names that records have for them."""
+        found = {"coarse_model": self.cascade, "nuclei_model": self.evidence}
+        return {name: one.network for name, one in found.items() if one is not None}
 
 
 @dataclass(frozen=True)
@@ -109,8 +121,8 @@ class TumorEvaluation:
         What made the answers.
     learned_from
         Whether a network says that it was trained on a dataset of this name.
-    coarse_identity
-        Of the coarser network that answered as well, if any.
+    beside
+        Of the networks that answered as well: ``coarse_model``, ``nuclei_model``.
     """
 
     dataset: str
@@ -118,7 +130,7 @@ class TumorEvaluation:
     images: tuple[TumorCounts, ...]
     identity: Mapping[str, str] = field(default_factory=dict)
     learned_from: bool = False
-    coarse_identity: Mapping[str, str] | None = None
+    beside: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def pixels(self) -> NDArray[np.int64]:
@@ -136,7 +148,7 @@ class TumorEvaluation:
         return {
             "dataset": self.dataset,
             "model": dict(self.identity),
-            "coarse_model": None if self.coarse_identity is None else dict(self.coarse_identity),
+            **{name: dict(self.beside[name]) if name in self.beside else None for name in BESIDE},
             "learned_from": self.learned_from,
             "mpp": SCORED_MPP,
             "patch_um": PATCH_UM,
@@ -194,7 +206,7 @@ def evaluate_tumor(
     images
         Names or patterns of those to look at; all where there is none.
     settings
-        How the mask is made, and with which coarser network; those of the workflow, without one, where there are none.
+        How the mask is made, and which networks answer as well; None is as in the workflow, without any of these.
 
     Raises
     ------
@@ -214,14 +226,14 @@ def evaluate_tumor(
     fields = read_tumor_fields(dataset, paths)
     for image in tqdm(fields, desc=f"tumour of {dataset.name}", unit="image", total=len(paths)):
         counts.append(count(image, answer(image, network, settings)))
-    networks = [network, *([settings.cascade.network] if settings.cascade else [])]
+    networks = [network, *settings.beside.values()]
     evaluation = TumorEvaluation(
         dataset.name,
         network.spec.threshold,
         tuple(counts),
         _identity(network),
         any(dataset.name in _trained_on(one) for one in networks),
-        _identity(settings.cascade.network) if settings.cascade else None,
+        {name: _identity(one) for name, one in settings.beside.items()},
     )
     pixels = evaluation.pixels
     log.info(
@@ -249,7 +261,7 @@ def answer(image: TumorField, network: Predictor, settings: MaskSettings) -> Tum
     """What a network says of an image, brought to ``SCORED_MPP``: bilinear from a coarser scale, else means.
 
     With a cascade, the mean of both networks everywhere. On slides the workflow spares the finer one where the coarser
-    is certain; ``benchmarks.cascade`` measures what that costs.
+    is certain; ``benchmarks.cascade`` measures what that costs. With evidence of nuclei, as on slides.
     """
     mpp = network.spec.mpp
     threshold = network.spec.threshold if settings.threshold is None else settings.threshold
@@ -258,21 +270,34 @@ def answer(image: TumorField, network: Predictor, settings: MaskSettings) -> Tum
         coarse, share = settings.cascade.network, settings.cascade.coarse_share
         other = _at_shape(predict_windows(coarse, resampled(image.rgb, image.mpp / coarse.spec.mpp)), probability.shape)
         probability = cv2.addWeighted(probability, 1 - share, other, share, 0.0).astype(np.uint8)
+    if settings.evidence is not None:
+        looks = settings.evidence.network
+        nuclei = predict_windows(
+            looks, resampled(image.rgb, image.mpp / looks.spec.mpp), settings.evidence.certain_nuclei
+        )
+        allowed = at_shape(image.allowed, (probability.shape[0], probability.shape[1]))
+        probability = settings.evidence.weigh(probability, _at_shape(nuclei, probability.shape), allowed, mpp)
     return TumorAnswer(
         _at_shape(probability, image.truth.shape),
         _workflow_mask(probability, mpp, image.allowed, threshold, settings),
     )
 
 
-def predict_windows(network: Predictor, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def predict_windows(
+    network: Predictor,
+    rgb: NDArray[np.uint8],
+    answer_of: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] = first_class,
+) -> NDArray[np.uint8]:
     """Probability of an image of any size, in windows no larger than the network takes.
 
     Parameters
     ----------
     network
-        With one class.
+        With one class, or several of which ``answer_of`` makes one image.
     rgb
         uint8 ``(H, W, 3)`` at its resolution.
+    answer_of
+        Makes uint8 ``(h, w)`` of ``(classes, h, w)``.
 
     Returns
     -------
@@ -282,13 +307,13 @@ def predict_windows(network: Predictor, rgb: NDArray[np.uint8]) -> NDArray[np.ui
     height, width = rgb.shape[:2]
     rows, columns = (max(STRIDE_PX, side // STRIDE_PX * STRIDE_PX) for side in network.block_px)
     if height <= rows and width <= columns:
-        return predict_image(network, rgb)[0]
+        return answer_of(predict_image(network, rgb))
     probability, halo = np.empty((height, width), dtype=np.uint8), network.halo_px
     for top in range(0, height, rows):
         for left in range(0, width, columns):
             first_row, first_column = max(0, top - halo), max(0, left - halo)
             window = rgb[first_row : top + rows + halo, first_column : left + columns + halo]
-            levels = predict_image(network, window)[0][top - first_row :, left - first_column :]
+            levels = answer_of(predict_image(network, window))[top - first_row :, left - first_column :]
             room = probability[top : top + rows, left : left + columns]
             room[:] = levels[: room.shape[0], : room.shape[1]]
     return probability

@@ -66,8 +66,8 @@ class TumorMask:
         could not be used.
     probability
         uint8 of the mask's shape, 255 for certain tumour; None where no network ran.
-    model, coarse_model
-        Name and hash of the network, and of the one that looked first at a coarser scale.
+    model, coarse_model, nuclei_model
+        Name and hash of the network, of the one that looked first at a coarser scale, and of the one for nuclei.
     fine_share
         Share of the tissue's tiles that the finer of the two looked at.
     statistics
@@ -83,6 +83,7 @@ class TumorMask:
     probability: NDArray[np.uint8] | None = None
     model: Mapping[str, str] | None = None
     coarse_model: Mapping[str, str] | None = None
+    nuclei_model: Mapping[str, str] | None = None
     fine_share: float | None = None
     statistics: Mapping[str, Any] | None = None
     excluded: bool = False
@@ -101,6 +102,7 @@ class TumorMask:
             "tumor_mm2": round(self.mask.area_mm2, 4),
             "model": None if self.model is None else dict(self.model),
             "coarse_model": None if self.coarse_model is None else dict(self.coarse_model),
+            "nuclei_model": None if self.nuclei_model is None else dict(self.nuclei_model),
             "fine_share": None if self.fine_share is None else round(self.fine_share, 4),
             "statistics": None if self.statistics is None else dict(self.statistics),
             "excluded": self.excluded,
@@ -115,6 +117,7 @@ def make_tumor_mask(
     *,
     model: Path | str,
     coarse_model: Path | str | None = None,
+    nuclei_model: Path | str | None = None,
     geojson: str | None = None,
 ) -> TumorMask:
     """The tumour of a slide, inside its tissue and the regions a person drew.
@@ -123,8 +126,9 @@ def make_tumor_mask(
     ----------
     tissue
         In the slide's frame, at any resolution.
-    model, coarse_model
-        The ``model.json`` of the network, and of one that looks first at a coarser scale; None if there is none.
+    model, coarse_model, nuclei_model
+        The ``model.json`` of the network, of one that looks first at a coarser scale, and of one for nuclei whose
+        answer is weighed against the network's (``ki67.nuclear_evidence``); None if there is none.
     geojson
         Regions in pixels of level 0; None where there are none.
 
@@ -140,9 +144,9 @@ def make_tumor_mask(
         allowed = _within_regions(slide, tissue, geojson, settings.mask_mpp)
         if settings.regions == "tumor" and draws_regions(geojson):
             return TumorMask(allowed, "roi")
-    coarse_folder = Path(coarse_model).parent if coarse_model else None
+    folders = [Path(one).parent if one else None for one in (coarse_model, nuclei_model)]
     return replace(
-        _segment(slide, allowed, settings, Path(model).parent, coarse_folder),
+        _segment(slide, allowed, settings, Path(model).parent, *folders),
         excluded=excludes_regions(geojson),
         limited=geojson is not None,
     )
@@ -192,18 +196,28 @@ def _within_regions(slide: Slide, tissue: Mask, geojson: str, mpp: float) -> Mas
 
 
 def _segment(
-    slide: Slide, allowed: Mask, settings: TumorSettings, folder: Path, coarse_folder: Path | None
+    slide: Slide,
+    allowed: Mask,
+    settings: TumorSettings,
+    folder: Path,
+    coarse_folder: Path | None,
+    nuclei_folder: Path | None,
 ) -> TumorMask:
     from ki67.inference import Running  # torch takes seconds to import, and many slides do not come this far
+    from ki67.networks import load_network
+    from ki67.nuclear_evidence import NuclearEvidence
     from ki67.tumor import Cascade, segment_tumor
 
-    load = partial(load_tumor_network, settings.method, device=settings.device, precision=settings.precision)
+    device, precision = settings.device, settings.precision
+    load = partial(load_tumor_network, settings.method, device=device, precision=precision)
     network, coarse = load(folder), load(coarse_folder) if coarse_folder else None
+    nuclei = load_network(nuclei_folder, device=device, precision=precision) if nuclei_folder else None
     found = segment_tumor(
         slide,
         allowed,
         network,
         cascade=Cascade(coarse) if coarse else None,
+        evidence=NuclearEvidence(nuclei) if nuclei else None,
         mask_mpp=settings.mask_mpp,
         threshold=settings.threshold,
         smallest_region_mm2=settings.smallest_region_mm2,
@@ -216,6 +230,7 @@ def _segment(
         probability=found.probability,
         model=network.identity,
         coarse_model=coarse.identity if coarse else None,
+        nuclei_model=nuclei.identity if nuclei else None,
         fine_share=found.fine_share,
         statistics=found.statistics.to_json(),
     )

@@ -29,16 +29,21 @@ class TumorModels:
         Of the network for slides of each stain.
     he_coarse
         Of one that looks first at a coarser scale; None where the method has none.
+    ki67_nuclei
+        Of one for nuclei, which is weighed against that of tumour on Ki-67 slides.
     """
 
     he: str
     ki67: str
     he_coarse: str | None = None
+    ki67_nuclei: str | None = None
 
 
 MODELS: dict[TumorMethod, TumorModels] = {
-    "unet_densenet121": TumorModels("tumor_he", "tumor_ki67", he_coarse="tumor_he_coarse"),
-    "patches_googlenet": TumorModels("tumor_he_patches", "tumor_ki67_patches"),
+    "unet_densenet121": TumorModels(
+        "tumor_he", "tumor_ki67", he_coarse="tumor_he_coarse", ki67_nuclei="tumor_ki67_nuclei"
+    ),
+    "patches_googlenet": TumorModels("tumor_he_patches", "tumor_ki67_patches", ki67_nuclei="tumor_ki67_nuclei"),
 }
 
 

@@ -18,7 +18,7 @@ from ki67.figures import figure_pixels, round_length_um
 from ki67.networks import Predictor
 from ki67.score_table import best_median_worst, markdown_table, score_cell
 from ki67.training.datasets import read_dataset
-from ki67.tumor_evaluation import MaskSettings, TumorAnswer, TumorCounts, TumorEvaluation, answer
+from ki67.tumor_evaluation import BESIDE, MaskSettings, TumorAnswer, TumorCounts, TumorEvaluation, answer
 from ki67.tumor_fields import SCORED_MPP, TumorField, at_shape, chosen_images, read_tumor_field
 
 TRUTH, PREDICTION = "#ffe119", "#00d5ff"
@@ -187,7 +187,7 @@ def roc_picture(evaluation: TumorEvaluation) -> NDArray[np.uint8]:
         )
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     axes.set(xlabel="1 - specificity", ylabel="sensitivity")
-    names = [one.get("name", "") for one in (evaluation.identity, evaluation.coarse_identity) if one is not None]
+    names = [one.get("name", "") for one in (evaluation.identity, *evaluation.beside.values())]
     axes.set_title(f"{' and '.join(names)} on {evaluation.dataset}", loc="left", fontsize=12)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="0.92")
@@ -217,7 +217,7 @@ def _row(record: dict[str, Any]) -> dict[str, str]:
 
     return {
         "dataset": record["dataset"],
-        "network": " and ".join(one["name"] for one in (record["model"], record["coarse_model"]) if one),
+        "network": " and ".join(one["name"] for one in (record["model"], *map(record.get, BESIDE)) if one),
         "learned from it": "yes" if record["learned_from"] else "no",
         "images": str(len(record["images"])),
         "AUC": cell("pooled", "auc"),

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.conftest import GOOD, ROOT, Finished, Workflow
 from tests.slurm.cluster import Cluster, Job
-from tests.slurm.conftest import Submitter
+from tests.slurm.conftest import Run, Submitter
 
 pytestmark = pytest.mark.usefixtures("shipped_networks", "cluster")
 
@@ -19,16 +18,23 @@ BLANK = "B6 | blank.tif | | 0.5 | |"
 NETWORK_JOBS = ("tumor", "score")
 
 
-def test_ctrl_c_cancels_the_jobs_and_leaves_no_lock(submitter: Submitter, tmp_path: Path) -> None:
-    workflow = submitter.folder(tmp_path / "run", BLANK)
-    run = submitter.start(workflow)
+@pytest.fixture(scope="module")
+def cancelled(submitter: Submitter, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Job]:
+    """A run that Ctrl-C ended while its job was at work."""
+    run = submitter.start(submitter.folder(tmp_path_factory.mktemp("cancelled") / "run", BLANK))
     (job,) = run.wait(lambda: run.jobs("RUNNING"))
     run.wait(lambda: any("check.py" in command for command in run.cluster.commands(job).values()))
     assert run.interrupt() != 0
-    run.cluster.wait(lambda: not run.jobs("PENDING", "RUNNING", "COMPLETING"), 600)
-    assert [(found.id, found.state) for found in run.jobs()] == [(job.id, "CANCELLED")]
-    assert not [path for path in (workflow.folder / ".snakemake" / "locks").rglob("*") if path.is_file()]
-    assert not (workflow.folder / "results" / "B6" / "tumor_he.json").exists()
+    return run, job
+
+
+def test_ctrl_c_ends_the_jobs_and_leaves_no_lock(cancelled: tuple[Run, Job]) -> None:
+    run, job = cancelled
+    folder = run.workflow.folder
+    run.cluster.wait(lambda: not run.jobs("PENDING", "RUNNING") and not run.cluster.commands(job), 600)
+    assert [found.id for found in run.jobs()] == [job.id]
+    assert not [path for path in (folder / ".snakemake" / "locks").rglob("*") if path.is_file()]
+    assert not (folder / "results" / "B6" / "tumor_he.json").exists()
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,14 @@ def test_a_job_over_its_memory_is_done_again_with_more(on_cluster: OnCluster) ->
     assert second.state == "COMPLETED"
     (log,) = on_cluster.workflow.folder.glob(f".snakemake/slurm_logs/rule_cohort/**/{first.id}.log")
     assert "memory" in log.read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("on_cluster")
+def test_slurm_calls_what_ctrl_c_ended_cancelled(cancelled: tuple[Run, Job]) -> None:
+    """It says so a minute later, for which the cohort's run is used."""
+    run, job = cancelled
+    run.cluster.wait(lambda: not run.jobs("COMPLETING"), 600)
+    assert [found.state for found in run.jobs() if found.id == job.id] == ["CANCELLED"]
 
 
 def test_no_profile_switches_the_folder_lock_off() -> None:

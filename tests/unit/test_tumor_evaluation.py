@@ -323,6 +323,20 @@ def test_the_command_writes_results_and_pictures(tmp_path: Path) -> None:
     assert "| d | tumor_he | no | 2 |" in result.output
 
 
+def test_the_command_weighs_nuclei_against_a_network_for_ki67(tmp_path: Path) -> None:
+    folder = many(tmp_path)
+    for spec in (replace(tumor_spec("tumor_ki67", "ki67"), mpp=2.0), replace(nuclei_spec(), mpp=2.0)):
+        save_network(tmp_path / "m" / spec.name, build_network(spec), spec, "card")
+    command = ["evaluate", "tumor", str(folder), "--model", str(tmp_path / "m" / "tumor_ki67"), "--device", "cpu"]
+    result = CliRunner().invoke(app, [*command, "--images", "a1", "--out", str(tmp_path / "x.json")])
+    assert "| d | tumor_ki67 and nuclei | no | 1 |" in result.output
+    record = json.loads((tmp_path / "x.json").read_text())
+    assert record["nuclei_model"]["name"] == "nuclei"
+    assert record["coarse_model"] is None
+    result = CliRunner().invoke(app, [*command, "--images", "a1", "--alone"])
+    assert "| d | tumor_ki67 | no | 1 |" in result.output
+
+
 def test_an_evaluation_of_real_fields_has_the_form_that_is_promised(shipped_networks: None) -> None:
     if not (SHARED / "he_camelyon").is_dir():
         pytest.skip("shared/data/he_camelyon is not beside the clone")

@@ -76,6 +76,7 @@ def test_the_record_of_an_unusable_slide_is_empty() -> None:
         "tumor_mm2": 0.0,
         "model": None,
         "coarse_model": None,
+        "nuclei_model": None,
         "fine_share": None,
         "statistics": None,
         "excluded": False,

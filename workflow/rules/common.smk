@@ -233,7 +233,7 @@ def nuclei_model_file(wildcards) -> str | list:
 
 
 def tumor_model(stain: str) -> str | None:
-    """The key in ``models`` of what the method of finding tumour needs (``he``, ``he_coarse`` or ``ki67``); None is nothing."""
+    """The key in ``models`` of what the method of finding tumour needs; None is nothing. ``stain``: as in ``TumorModels``."""
     return getattr(TUMOR_MODELS[SETTINGS["tumor"]["method"]], stain)
 
 
@@ -274,7 +274,7 @@ def check_before_jobs() -> None:
     """What would fail in every slide is found before the first job."""
     check_writable(Path("results"))
     check_dates({slide: filter(None, map(located, row.files.values())) for slide, row in SLIDES.items()})
-    scoring = [nuclei_model(), *(tumor_model(stain) for stain in ("he", "he_coarse", "ki67"))]
+    scoring = [nuclei_model(), *(tumor_model(stain) for stain in ("he", "he_coarse", "ki67", "ki67_nuclei"))]
     for network in filter(None, scoring):
         try:
             model = model_file(network)

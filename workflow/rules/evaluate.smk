@@ -36,9 +36,12 @@ rule evaluate_tumor:
     input:
         description=lambda wildcards: f"{evaluation_folder(wildcards.dataset, 'tumor')}/dataset.yaml",
         model=lambda wildcards: model_file(wildcards.model),
-        # The network for H&E answers as in the workflow, together with the coarser one.
+        # Networks answer as in the workflow: that for H&E with the coarser one, that for Ki-67 with the one for nuclei.
         coarse_model=lambda wildcards: (
             tumor_model_file("he_coarse")(wildcards) if wildcards.model == tumor_model("he") else []
+        ),
+        nuclei_model=lambda wildcards: (
+            tumor_model_file("ki67_nuclei")(wildcards) if wildcards.model == tumor_model("ki67") else []
         ),
     output:
         record="evaluation/tumor/{model}/{dataset}.json",

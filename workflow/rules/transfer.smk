@@ -9,6 +9,7 @@ rule transfer:
         ki67=slide_file("ki67"),
         roi=region_file("ki67"),
         model=same_for_all(tumor_model_file("ki67")),
+        nuclei_model=same_for_all(tumor_model_file("ki67_nuclei")),
     output:
         tumor=tumor_zarr("results/{slide}/tumor_ki67.ome.zarr"),
         outlines="results/{slide}/tumor_ki67.geojson",
@@ -37,7 +38,7 @@ rule transfer:
     params:
         regions=has_regions("ki67"),
         settings=network_settings("tumor"),
-        beside_weights=beside_weights(tumor_model("ki67")),
+        beside_weights=beside_weights(tumor_model("ki67"), tumor_model("ki67_nuclei")),
         keep_probability=SETTINGS["keep"] == "probabilities",
         # Another way to draw pictures is no reason to run a network again.
         code=code("transfer.py", without=("figures",)),

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ki67.networks import load_network
+from ki67.nuclear_evidence import NuclearEvidence
 from ki67.provenance import stage_log, versions
 from ki67.storage import write_image_png, write_json
 from ki67.tumor import Cascade
@@ -13,16 +14,17 @@ MODEL, INPUT, OUTPUT = snakemake.wildcards.model, snakemake.input, snakemake.out
 SETTINGS, FOLDER = snakemake.params.settings, Path(INPUT.description).parent
 
 with stage_log(snakemake.log[0], stage="evaluate_tumor", name=f"{MODEL} {FOLDER.name}") as log:
-    paths = [Path(path).parent for path in (INPUT.model, INPUT.coarse_model) if path]
-    network, *coarse = [
-        load_network(path, device=SETTINGS["device"], precision=SETTINGS["precision"]) for path in paths
-    ]
+    network, coarse, nuclei = (
+        load_network(Path(path).parent, device=SETTINGS["device"], precision=SETTINGS["precision"]) if path else None
+        for path in (INPUT.model, INPUT.coarse_model, INPUT.nuclei_model)
+    )
     mask = MaskSettings(
         mpp=SETTINGS["mask_mpp"],
         smallest_region_mm2=SETTINGS["smallest_region_mm2"],
         smallest_hole_mm2=SETTINGS["smallest_hole_mm2"],
         threshold=SETTINGS["threshold"],
-        cascade=Cascade(coarse[0]) if coarse else None,
+        cascade=Cascade(coarse) if coarse else None,
+        evidence=NuclearEvidence(nuclei) if nuclei else None,
     )
     evaluation = evaluate_tumor(FOLDER, network, settings=mask)
     write_image_png(OUTPUT.roc, roc_picture(evaluation))

@@ -18,13 +18,13 @@ def find(check: dict, checked: dict | None) -> TumorMask:
     transform, on_he = (storage.read_json(INPUT[name]) for name in ("transform", "tumor_he_record"))
     if (source := tumor_source(check, on_he, transform)) is None:
         return TumorMask.empty("ki67", SETTINGS.mask_mpp)
-    regions = {"geojson": read_regions(snakemake.params.regions, INPUT.roi, slide_id=SLIDE, stain="ki67")}
+    roi = {"geojson": read_regions(snakemake.params.regions, INPUT.roi, slide_id=SLIDE, stain="ki67")}
     tissue = storage.read_mask_png(INPUT.tissue, checked["tissue_mpp"], "ki67")
     with open_near(INPUT.ki67, checked, snakemake.resources, slide_id=SLIDE, stain="ki67") as slide:
         if source == "ki67":
-            return make_tumor_mask(slide, tissue, SETTINGS, model=INPUT.model, **regions)
+            return make_tumor_mask(slide, tissue, SETTINGS, model=INPUT.model, nuclei_model=INPUT.nuclei_model, **roi)
         he = {"tumor_he": storage.read_tumor_zarr(INPUT.tumor_he, "he"), "transform": transform_from_json(transform)}
-        return carry_tumor_mask(slide, tissue, SETTINGS, **he, **regions)
+        return carry_tumor_mask(slide, tissue, SETTINGS, **he, **roi)
 
 
 with stage_log(snakemake.log[0], stage="transfer", name=SLIDE) as log:
