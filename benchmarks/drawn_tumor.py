@@ -29,7 +29,7 @@ from ki67.transfer import region_mask
 from ki67.tumor import at_resolution
 from ki67.tumor_mask import TumorMask, TumorSettings, make_tumor_mask
 
-SETTINGS = TumorSettings(2.0, None, 0.01, 0.005, "limit", "auto", "auto", 4, 4)
+SETTINGS = TumorSettings(2.0, None, 0.003, 0.005, "limit", "auto", "auto", 4, 4)
 FIRST_SEED = 9001
 KINDS = (
     ["--tumor-share", "0.3"],

@@ -43,10 +43,10 @@ class NuclearEvidence:
 
     network: Predictor
     certain_from: float = 0.75
-    reach_um: float = 20.0
-    share_weight: float = 2.4
-    network_weight: float = 0.4
-    offset: float = 6.4
+    reach_um: float = 12.0
+    share_weight: float = 1.1
+    network_weight: float = 0.75
+    offset: float = 3.0
 
     def certain_nuclei(self, levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Where there certainly is a nucleus.

@@ -82,7 +82,7 @@ def segment_tumor(
     evidence: NuclearEvidence | None = None,
     mask_mpp: float = 2.0,
     threshold: float | None = None,
-    smallest_region_mm2: float = 0.01,
+    smallest_region_mm2: float = 0.003,
     smallest_hole_mm2: float = 0.005,
     cell_px: int = CELL_PX,
     running: Running | None = None,

@@ -54,7 +54,7 @@ class MaskSettings:
     """
 
     mpp: float = 2.0
-    smallest_region_mm2: float = 0.01
+    smallest_region_mm2: float = 0.003
     smallest_hole_mm2: float = 0.005
     threshold: float | None = None
     cascade: Cascade | None = None
