@@ -2,11 +2,13 @@
 
     python -m benchmarks.drawn_tumor draw FOLDER [--slides 10]
     python -m benchmarks.drawn_tumor measure FOLDER [--he DIR] [--ki67 DIR] [--coarse DIR] [--nuclei DIR] [--alone]
+    python -m benchmarks.drawn_tumor index FOLDER
     python -m benchmarks.drawn_tumor none SLIDE [SLIDE ...] [--stain he]
 
 ``draw`` makes pairs of 2 mm² from seeds that training never takes, with tumour shares, stains and damage of all kinds,
 and one without tumour. ``measure`` finds the tumour on both slides of each, each by the network of its own stain, and
-compares with what was drawn inside the tissue: Dice, and the false tumour as a share of the tissue. ``none`` gives the
+compares with what was drawn inside the tissue: Dice, and the false tumour as a share of the tissue. ``index`` runs the
+whole workflow on the pairs, and on their Ki-67 slides alone, and compares the index with the truth. ``none`` gives the
 share of the tissue that is taken for tumour on any slide, and a picture of where in the working directory.
 """
 
@@ -23,7 +25,7 @@ from numpy.typing import NDArray
 from ki67.errors import Stain
 from ki67.figures import tumor_picture
 from ki67.slides import open_slide
-from ki67.storage import write_image_png
+from ki67.storage import read_json, write_image_png
 from ki67.tissue import StainCheck, check_slide
 from ki67.transfer import region_mask
 from ki67.tumor import at_resolution
@@ -43,7 +45,8 @@ KINDS = (
     ["--tumor-share", "0.1"],
     ["--tumor-share", "0.4", "--mpp", "0.4"],
 )
-NO_TUMOR = "without"
+NO_TUMOR, ALONE = "without", "_alone"
+ROOT = Path(__file__).resolve().parents[1]
 BESIDE: dict[Stain, str] = {"he": "coarse_model", "ki67": "nuclei_model"}
 
 
@@ -94,10 +97,32 @@ def measure(folder: Path, models: dict[Stain, Path], beside: dict[Stain, Path | 
         print(f"{stain}: mean Dice {np.mean(dice):.3f}, lowest {np.min(dice):.3f} of {len(dice)}")
 
 
+def indices(folder: Path) -> None:
+    """Score the slides of a folder, with their H&E and without, and print how far each index is from what was drawn."""
+    names = sorted(path.parent.name for path in folder.glob("*/ki67.tif") if path.parent.name != NO_TUMOR)
+    rows = ["slide\tki67\the", *(f"{name}\t{name}/ki67.tif\t{name}/he.tif" for name in names)]
+    rows += [f"{name}{ALONE}\t{name}/ki67.tif\t" for name in names]
+    (folder / "slides.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)]
+    subprocess.run([*command, "--cores", "2", "--quiet", "rules", "--config", "slides=slides.tsv"], check=True)
+    off: dict[str, list[float]] = {"": [], ALONE: []}
+    for name in names:
+        truth = read_json(folder / name / "truth" / "truth.json")["index"]
+        for suffix, differences in off.items():
+            record = read_json(folder / "results" / f"{name}{suffix}" / "ki67.json")
+            found = record["index"]
+            differences.append(1.0 if found is None else found - truth)
+            said = "none" if found is None else f"{found:.3f}"
+            print(f"{name}{suffix}: index {said}, drawn {truth:.3f}; {' '.join(record['flags'])}")
+    for suffix, differences in off.items():
+        what, errors = "Ki-67 alone" if suffix else "pairs", np.abs(differences)
+        print(f"{what}: off by {errors.mean():.3f} in the mean, {errors.max():.3f} at most, of {len(errors)}")
+
+
 def main() -> None:
     """Do what the first word says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("draw", "measure", "none"))
+    parser.add_argument("action", choices=("draw", "measure", "index", "none"))
     parser.add_argument("paths", nargs="+", type=Path)
     parser.add_argument("--slides", type=int, default=10)
     parser.add_argument("--stain", choices=("he", "ki67"), default="he")
@@ -115,6 +140,8 @@ def main() -> None:
         draw(chosen.paths[0], chosen.slides)
     elif chosen.action == "measure":
         measure(chosen.paths[0], models, beside)
+    elif chosen.action == "index":
+        indices(chosen.paths[0])
     else:
         for path in chosen.paths:
             tumor, checked = found_on(path, chosen.stain, models[chosen.stain], beside[chosen.stain])
