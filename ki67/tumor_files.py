@@ -72,5 +72,7 @@ def source_sentence(tumor: TumorMask) -> str:
     without = ", without the regions that a person excluded" if tumor.excluded else ""
     if tumor.source != tumor.mask.frame:
         return f"Found on the H&E slide and carried over by registration{without}."
-    name = f" by the network {tumor.model['name']}" if tumor.model and "name" in tumor.model else ""
-    return f"Found on the {slide} itself{name}{without}."
+    found = (tumor.model, tumor.coarse_model, tumor.nuclei_model)
+    names = [one["name"] for one in found if one and "name" in one]
+    by = f" by the network{'s' * (len(names) > 1)} {' and '.join(names)}" if names else ""
+    return f"Found on the {slide} itself{by}{without}."

@@ -26,6 +26,10 @@ PIXELS[40:160, 60:180] = True
             TumorMask(Mask(PIXELS, 2.0, "ki67"), "ki67", model={"name": "tumor_ki67"}, excluded=True),
             "Found on the Ki-67 slide itself by the network tumor_ki67, without the regions that a person excluded.",
         ),
+        (
+            TumorMask(Mask(PIXELS, 2.0, "ki67"), "ki67", None, {"name": "tumor_ki67"}, None, {"name": "nuclei"}),
+            "Found on the Ki-67 slide itself by the networks tumor_ki67 and nuclei.",
+        ),
         (TumorMask.empty("ki67", 2.0), "There is no Ki-67 slide that could be used."),
     ],
 )
