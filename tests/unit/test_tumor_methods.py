@@ -61,11 +61,12 @@ def test_the_workflow_knows_the_same_methods_and_models():
     assert schema["properties"]["tumor"]["properties"]["method"]["enum"] == list(MODELS)
     config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
     assert config["tumor"]["method"] == "unet_densenet121"
-    keys = {key for models in MODELS.values() for key in vars(models).values() if key}
-    assert keys <= set(config["models"])
-    assert keys <= set(config["train"])
+    beside = {models.ki67_nuclei for models in MODELS.values()}
+    assert {config["models"][key] for key in beside} == {"nuclei"}
     for method, models in MODELS.items():
-        for key in filter(None, vars(models).values()):
+        for key in {models.he, models.ki67, models.he_coarse} - {None}:
+            assert key in config["models"]
+            assert key in config["train"]
             assert NETWORK_SPECS[key].architecture == method
             assert NETWORK_SPECS[key].stain == ("ki67" if key == models.ki67 else "he")
 
