@@ -20,7 +20,7 @@ from tests.slurm.cluster import Cluster, Job, why_not
 # next look is ten seconds later), and a job has as many threads as locally.
 TEST_SETTINGS = {
     "latency-wait": 10,
-    "slurm-init-seconds-before-status-checks": 8,
+    "slurm-init-seconds-before-status-checks": 11,
     "set-threads": {"tumor": 1, "transfer": 1, "nuclei": 1},
 }
 # Seconds until something must have happened; a machine may be busy with much other work.
