@@ -21,6 +21,8 @@ from tests.slurm.cluster import Cluster, Job, why_not
 TEST_SETTINGS = {
     "latency-wait": 10,
     "slurm-init-seconds-before-status-checks": 11,
+    # Snakemake ends only when such a timespan is over.
+    "max-jobs-per-timespan": "60/1s",
     "set-threads": {"tumor": 1, "transfer": 1, "nuclei": 1},
 }
 # Seconds until something must have happened; a machine may be busy with much other work.
