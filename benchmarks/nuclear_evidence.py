@@ -19,7 +19,7 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from tqdm import tqdm
 
 from ki67.networks import load_network
-from ki67.nuclear_evidence import NuclearEvidence, log_odds, smoothed_strips
+from ki67.nuclear_evidence import NuclearEvidence, log_odds
 from ki67.training.datasets import read_dataset, resampled
 from ki67.tumor_evaluation import predict_windows
 from ki67.tumor_fields import SCORED_MPP, chosen_images, read_tumor_fields
@@ -43,8 +43,7 @@ def main() -> None:
         rgb = resampled(image.rgb, image.mpp / SCORED_MPP)
         probability = predict_windows(network, rgb)
         nuclei = predict_windows(evidence.network, rgb, evidence.certain_nuclei)
-        sigma_px = evidence.reach_um / SCORED_MPP
-        share = np.concatenate([strip for _, strip in smoothed_strips(nuclei, image.allowed, sigma_px)])
+        share = np.concatenate([strip for _, strip in evidence.share_around(nuclei, image.allowed, SCORED_MPP)])
         both = evidence.weigh(probability, nuclei, image.allowed, SCORED_MPP)
         taken = np.flatnonzero(image.known)[::EVERY]
         columns = [image.truth, share / 255, probability / 255, both / 255]

@@ -67,6 +67,12 @@ class NuclearEvidence:
         certain = levels[chosen].sum(axis=0, dtype=np.uint16) >= round(255 * self.certain_from)
         return certain.astype(np.uint8) * 255
 
+    def share_around(
+        self, nuclei: NDArray[np.uint8], allowed: NDArray[np.bool_], mpp: float
+    ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """The share of what is allowed around each pixel that is certainly nucleus, in strips."""
+        return smoothed_strips(nuclei, allowed, self.reach_um / mpp)
+
     def weigh(
         self, probability: NDArray[np.uint8], nuclei: NDArray[np.uint8], allowed: NDArray[np.bool_], mpp: float
     ) -> NDArray[np.uint8]:
@@ -87,9 +93,8 @@ class NuclearEvidence:
         -------
         uint8 ``(H, W)``
         """
-        sigma_px = self.reach_um / mpp
         weighed = np.empty_like(probability)
-        for rows, share in smoothed_strips(nuclei, allowed, sigma_px):
+        for rows, share in self.share_around(nuclei, allowed, mpp):
             odds = self.share_weight * log_odds(share / 255) + self.network_weight * log_odds(probability[rows] / 255)
             weighed[rows] = np.rint(255 / (1 + np.exp(-(odds + self.offset))))
         return weighed

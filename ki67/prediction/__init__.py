@@ -1,1 +1,1 @@
-"""The Ki-67 index from H&E alone: patch pairs of registered slides, models that learn from them, and their evaluation."""
+"""The Ki-67 index from H&E alone: pairs of patches, models that learn from them, and how well they do."""

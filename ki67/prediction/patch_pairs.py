@@ -118,4 +118,6 @@ def read_patch_pairs(path: str | Path) -> PatchPairs:
         names = ("slide", "patient", "marker", "mpp", "slide_index", "rejected", "settings")
         return PatchPairs(**arrays, **{name: attributes[name] for name in names})  # type: ignore[arg-type]
     except (OSError, KeyError, ValueError, TypeError) as error:
-        raise ConfigError(f"{Path(path).name} holds no patch pairs ({error}): make it anew with `predict_pairs`") from error
+        raise ConfigError(
+            f"{Path(path).name} holds no patch pairs ({error}): make it anew with `predict_pairs`"
+        ) from error

@@ -57,7 +57,7 @@ def test_the_share_is_that_of_what_is_allowed(monkeypatch: pytest.MonkeyPatch) -
     allowed = levels > 0
     (whole,) = [strip for _, strip in smoothed_strips(levels, allowed, 5.0)]
     np.testing.assert_allclose(whole[:, :40], 255, rtol=1e-4)
-    assert smoothed_strips(levels, np.zeros_like(allowed), 5.0).__next__()[1].max() == 0
+    assert next(smoothed_strips(levels, np.zeros_like(allowed), 5.0))[1].max() == 0
     noise = np.random.default_rng(0).integers(0, 256, levels.shape, dtype=np.uint8)
     (whole,) = [strip for _, strip in smoothed_strips(noise, allowed, 5.0)]
     monkeypatch.setattr("ki67.nuclear_evidence._STRIP_ROWS", 64)

@@ -31,8 +31,9 @@ rule transfer:
         SETTINGS["containers"]["torch"]
     threads: network_threads()
     resources:
-        mem_mb=by_size(3000, per_gb=1000, per_thread=600),
-        runtime=by_size(60, per_gb=60),
+        # Without an H&E that fits, two networks look at the Ki-67 slide.
+        mem_mb=by_size(3000, per_gb=2000, per_thread=700),
+        runtime=by_size(60, per_gb=120),
         gpu=gpus_wanted(),
         copy_slide=int(SETTINGS["copy_slides"]),
     params:
