@@ -57,8 +57,9 @@ demo/slides/%/drawn: | setup
 	$(PHANTOM) $(OPTIONS)
 	@touch $@
 
+# Two tests at a time: those that run the workflow wait much, and none needs more than two processors.
 test: setup-test browser slurm
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 # Runs on a cluster of one node that are stopped and started again; `make test` has the shorter ones.
 cluster: setup-test slurm
