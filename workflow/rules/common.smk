@@ -136,7 +136,11 @@ def of_row(name: str):
 
 
 def slide_file(stain: str):
-    """The slide's file where it exists. An absent one is no input, so that the slide becomes a flagged row."""
+    """The slide's file where it exists. An absent one is no input, so that the slide becomes a flagged row.
+
+    An input of ``check`` alone: what follows runs anew as the record of the check does, and has the file as a param. So
+    a slide that goes during the run fails its own job, where as an input it would end the run.
+    """
     return asked_often(lambda wildcards: located(slide_row(wildcards).files.get(stain)) or [])
 
 

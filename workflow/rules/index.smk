@@ -8,8 +8,6 @@ rule index:
         table="results/{slide}/nuclei.parquet",
         tumor_he="results/{slide}/tumor_he.ome.zarr",
         tumor_ki67="results/{slide}/tumor_ki67.ome.zarr",
-        he=slide_file("he"),
-        ki67=slide_file("ki67"),
     output:
         index="results/{slide}/ki67.json",
         # Its root stands for the whole store: Snakemake leaves a file of its own in folders that are outputs.
@@ -49,6 +47,8 @@ rule index:
         mem_mb=by_size(3000, per_gb=2000),
         runtime=by_size(30, per_gb=20),
     params:
+        he=slide_file("he"),
+        ki67=slide_file("ki67"),
         patient=of_row("patient"),
         references=of_row("references"),
         settings=SETTINGS["index"],

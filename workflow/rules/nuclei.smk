@@ -2,7 +2,6 @@ rule nuclei:
     input:
         check="results/{slide}/check.json",
         tumor="results/{slide}/tumor_ki67.ome.zarr",
-        ki67=slide_file("ki67"),
         model=same_for_all(nuclei_model_file),
     output:
         **kept_probabilities(),
@@ -24,6 +23,7 @@ rule nuclei:
         gpu=gpus_wanted(),
         copy_slide=int(SETTINGS["copy_slides"]),
     params:
+        ki67=slide_file("ki67"),
         settings=network_settings("nuclei"),
         beside_weights=beside_weights(nuclei_model()),
         code=code("nuclei.py"),

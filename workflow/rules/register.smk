@@ -3,8 +3,6 @@ rule register:
         check="results/{slide}/check.json",
         tissue_he="results/{slide}/tissue_he.png",
         tissue_ki67="results/{slide}/tissue_ki67.png",
-        he=slide_file("he"),
-        ki67=slide_file("ki67"),
     output:
         transform="results/{slide}/transform.json",
         itk="results/{slide}/transform.tfm",
@@ -29,6 +27,8 @@ rule register:
         mem_mb=by_size(3000, per_gb=1000),
         runtime=by_size(30, per_gb=20),
     params:
+        he=slide_file("he"),
+        ki67=slide_file("ki67"),
         settings=SETTINGS["register"],
         code=code("register.py"),
     script:

@@ -9,7 +9,6 @@ rule page:
         tumor_mask="results/{slide}/tumor_ki67.ome.zarr",
         nuclei="results/{slide}/nuclei.parquet",
         hot_spots="results/{slide}/hot_spots.geojson",
-        ki67=slide_file("ki67"),
     output:
         page="results/{slide}/page.json",
     log:
@@ -25,6 +24,7 @@ rule page:
         mem_mb=by_size(2000, per_gb=1000),
         runtime=by_size(20, per_gb=10),
     params:
+        ki67=slide_file("ki67"),
         code=code("page.py"),
     script:
         "../scripts/page.py"

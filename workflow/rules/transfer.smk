@@ -6,7 +6,6 @@ rule transfer:
         transform="results/{slide}/transform.json",
         tumor_he="results/{slide}/tumor_he.ome.zarr",
         tumor_he_record="results/{slide}/tumor_he.json",
-        ki67=slide_file("ki67"),
         roi=region_file("ki67"),
         model=same_for_all(tumor_model_file("ki67")),
         nuclei_model=same_for_all(tumor_model_file("ki67_nuclei")),
@@ -37,6 +36,7 @@ rule transfer:
         gpu=gpus_wanted(),
         copy_slide=int(SETTINGS["copy_slides"]),
     params:
+        ki67=slide_file("ki67"),
         regions=has_regions("ki67"),
         settings=network_settings("tumor"),
         beside_weights=beside_weights(tumor_model("ki67"), tumor_model("ki67_nuclei")),

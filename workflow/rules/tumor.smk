@@ -3,7 +3,6 @@ rule tumor:
         check="results/{slide}/check.json",
         tissue="results/{slide}/tissue_he.png",
         thumbnail="results/{slide}/thumbnail_he.jpg",
-        he=slide_file("he"),
         roi=region_file("he"),
         model=same_for_all(tumor_model_file("he")),
         coarse_model=same_for_all(tumor_model_file("he_coarse")),
@@ -33,6 +32,7 @@ rule tumor:
         gpu=gpus_wanted(),
         copy_slide=int(SETTINGS["copy_slides"]),
     params:
+        he=slide_file("he"),
         regions=has_regions("he"),
         settings=network_settings("tumor"),
         beside_weights=beside_weights(tumor_model("he"), tumor_model("he_coarse")),

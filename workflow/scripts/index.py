@@ -18,7 +18,7 @@ CUTOFFS, NAMES = index_categories(SETTINGS["preset"], SETTINGS["cutoffs"])
 def draw(stain: str, checked: dict | None, *counted) -> dict:
     """Overlay, fields and map of a slide; they only say why where it cannot be read."""
     try:
-        with open_checked_slide(INPUT[stain], checked, slide_id=SLIDE, stain=stain) as slide:
+        with open_checked_slide(PARAMS[stain], checked, slide_id=SLIDE, stain=stain) as slide:
             return index_pictures(slide, *counted)
     except SlideError:  # the stage that met it first has told
         return index_pictures(None, *counted)

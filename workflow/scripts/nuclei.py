@@ -21,7 +21,7 @@ def find(checked: dict, tumor) -> tuple:
     chosen = SETTINGS["method"], Path(INPUT.model).parent if INPUT.model else None
     detector = load_detector(*chosen, device=SETTINGS["device"], precision=SETTINGS["precision"])
     running = Running(batch_size=SETTINGS["batch_size"], reader_threads=SETTINGS["reader_threads"])
-    with open_near(INPUT.ki67, checked, snakemake.resources, slide_id=SLIDE, stain="ki67") as slide:
+    with open_near(snakemake.params.ki67, checked, snakemake.resources, slide_id=SLIDE, stain="ki67") as slide:
         found = detector.of_slide(slide, tumor, running=running, probabilities=OUTPUT.get("probabilities"))
     return found.table, {"model": dict(detector.identity)} | found.to_json()
 

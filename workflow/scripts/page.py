@@ -11,8 +11,9 @@ SLIDE, INPUT = snakemake.wildcards.slide, snakemake.input
 
 def make_page(files: SlideFiles, nuclei) -> dict:
     """The page; without fields where the Ki-67 slide cannot be read."""
+    checked = files.check["stains"]["ki67"]
     try:
-        with open_checked_slide(INPUT.ki67, files.check["stains"]["ki67"], slide_id=SLIDE, stain="ki67") as slide:
+        with open_checked_slide(snakemake.params.ki67, checked, slide_id=SLIDE, stain="ki67") as slide:
             return slide_page(files, nuclei, slide.read, slide_id=SLIDE)
     except SlideError:  # the stage that met it first has told
         return slide_page(files, nuclei, None, slide_id=SLIDE)

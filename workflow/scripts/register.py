@@ -17,7 +17,7 @@ def find(stains: dict, thumbnails: dict) -> Registration:
     """The registration; the thumbnails it reads are put into the dictionary for the picture."""
     for stain, record in stains.items():
         if record and record["usable"]:
-            with open_checked_slide(INPUT[stain], record, slide_id=SLIDE, stain=stain) as slide:
+            with open_checked_slide(snakemake.params[stain], record, slide_id=SLIDE, stain=stain) as slide:
                 thumbnails[stain] = slide.thumbnail(SETTINGS["mpp"])
     if len(thumbnails) < 2:
         return Registration.not_applicable("there are no two slides that can be used")

@@ -20,7 +20,7 @@ def find(check: dict, checked: dict | None) -> TumorMask:
         return TumorMask.empty("ki67", SETTINGS.mask_mpp)
     roi = {"geojson": read_regions(snakemake.params.regions, INPUT.roi, slide_id=SLIDE, stain="ki67")}
     tissue = storage.read_mask_png(INPUT.tissue, checked["tissue_mpp"], "ki67")
-    with open_near(INPUT.ki67, checked, snakemake.resources, slide_id=SLIDE, stain="ki67") as slide:
+    with open_near(snakemake.params.ki67, checked, snakemake.resources, slide_id=SLIDE, stain="ki67") as slide:
         if source == "ki67":
             return make_tumor_mask(slide, tissue, SETTINGS, model=INPUT.model, nuclei_model=INPUT.nuclei_model, **roi)
         he = {"tumor_he": storage.read_tumor_zarr(INPUT.tumor_he, "he"), "transform": transform_from_json(transform)}

@@ -18,7 +18,7 @@ def find(checked: dict | None) -> TumorMask:
         return TumorMask.empty("he", SETTINGS.mask_mpp)
     geojson = read_regions(snakemake.params.regions, INPUT.roi, slide_id=SLIDE, stain="he")
     tissue = storage.read_mask_png(INPUT.tissue, checked["tissue_mpp"], "he")
-    with open_near(INPUT.he, checked, snakemake.resources, slide_id=SLIDE, stain="he") as slide:
+    with open_near(snakemake.params.he, checked, snakemake.resources, slide_id=SLIDE, stain="he") as slide:
         models = {"model": INPUT.model, "coarse_model": INPUT.coarse_model or None}
         return make_tumor_mask(slide, tissue, SETTINGS, **models, geojson=geojson)
 
