@@ -251,7 +251,9 @@ def initialize_encoder(module: nn.Module, spec: NetworkSpec, source: str) -> str
         return f"The {encoder} encoder starts from random weights, as asked for."
     if source != "imagenet":
         _load_encoder(module, Path(source), encoder)
-        return f"The {encoder} encoder starts from the weights of the file {Path(source).name}."
+        # All networks' weights are called alike, so that the folder tells whose they are.
+        named = "/".join(Path(source).parts[-2:])
+        return f"The {encoder} encoder starts from the weights of the file {named}."
     of_torchvision = encoder == "googlenet"
     path = _torchvision_file() if of_torchvision else _imagenet_file(encoder)
     if path is None:
