@@ -179,9 +179,10 @@ def test_without_the_hub_training_starts_from_scratch_at_once(monkeypatch, tmp_p
 def test_encoder_weights_come_from_a_local_file(tmp_path):
     spec = nuclei_spec()
     donor = lively(spec, seed=1)
-    torch.save(donor.encoder.state_dict(), tmp_path / "encoder.pth")
+    file = tmp_path / "encoder.pth"
+    torch.save(donor.encoder.state_dict(), file)
     module = build_network(spec)
-    assert "file encoder.pth" in initialize_encoder(module, spec, str(tmp_path / "encoder.pth"))
+    assert f"file {tmp_path.name}/encoder.pth." in initialize_encoder(module, spec, str(file))
     torch.testing.assert_close(module.encoder.conv1.weight, donor.encoder.conv1.weight)
 
 
