@@ -2,6 +2,7 @@
 
     python -m benchmarks.drawn_tumor draw FOLDER [--slides 10]
     python -m benchmarks.drawn_tumor measure FOLDER [--he DIR] [--ki67 DIR] [--coarse DIR] [--nuclei DIR] [--alone]
+    python -m benchmarks.drawn_tumor measure FOLDER --method patches_googlenet
     python -m benchmarks.drawn_tumor index FOLDER
     python -m benchmarks.drawn_tumor none SLIDE [SLIDE ...] [--stain he]
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,7 @@ from ki67.tissue import StainCheck, check_slide
 from ki67.transfer import region_mask
 from ki67.tumor import at_resolution
 from ki67.tumor_mask import TumorMask, TumorSettings, make_tumor_mask
+from ki67.tumor_methods import MODELS
 
 SETTINGS = TumorSettings(2.0, None, 0.003, 0.005, "limit", "auto", "auto", 4, 4)
 FIRST_SEED = 9001
@@ -47,6 +50,7 @@ KINDS = (
 )
 NO_TUMOR, ALONE = "without", "_alone"
 ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = Path("resources/models")
 BESIDE: dict[Stain, str] = {"he": "coarse_model", "ki67": "nuclei_model"}
 
 
@@ -66,7 +70,8 @@ def found_on(path: Path, stain: Stain, model: Path, beside: Path | None) -> tupl
     with open_slide(path, slide_id=path.parent.name, stain=stain) as slide:
         checked = check_slide(slide)
         models = {"model": model / "model.json", BESIDE[stain]: beside and beside / "model.json"}
-        tumor = make_tumor_mask(slide, checked.tissue, SETTINGS, **models)
+        settings = replace(SETTINGS, method=read_json(models["model"])["architecture"])
+        tumor = make_tumor_mask(slide, checked.tissue, settings, **models)
         return tumor, checked
 
 
@@ -126,16 +131,19 @@ def main() -> None:
     parser.add_argument("paths", nargs="+", type=Path)
     parser.add_argument("--slides", type=int, default=10)
     parser.add_argument("--stain", choices=("he", "ki67"), default="he")
-    parser.add_argument("--he", type=Path, default=Path("resources/models/tumor_he"))
-    parser.add_argument("--ki67", type=Path, default=Path("resources/models/tumor_ki67"))
-    parser.add_argument("--coarse", type=Path, default=Path("resources/models/tumor_he_coarse"))
-    parser.add_argument("--nuclei", type=Path, default=Path("resources/models/nuclei"))
+    parser.add_argument("--method", choices=MODELS, default="unet_densenet121", help="whose networks: those that ship")
+    parser.add_argument("--he", type=Path)
+    parser.add_argument("--ki67", type=Path)
+    parser.add_argument("--coarse", type=Path)
+    parser.add_argument("--nuclei", type=Path, default=SHIPPED / "nuclei")
     parser.add_argument("--alone", action="store_true", help="without the coarse and the nucleus network")
     chosen = parser.parse_args()
-    beside: dict[Stain, Path | None] = {"he": chosen.coarse, "ki67": chosen.nuclei}
+    shipped = MODELS[chosen.method]
+    coarse = chosen.coarse or (SHIPPED / shipped.he_coarse if shipped.he_coarse else None)
+    beside: dict[Stain, Path | None] = {"he": coarse, "ki67": chosen.nuclei}
     if chosen.alone:
         beside = {"he": None, "ki67": None}
-    models: dict[Stain, Path] = {"he": chosen.he, "ki67": chosen.ki67}
+    models: dict[Stain, Path] = {"he": chosen.he or SHIPPED / shipped.he, "ki67": chosen.ki67 or SHIPPED / shipped.ki67}
     if chosen.action == "draw":
         draw(chosen.paths[0], chosen.slides)
     elif chosen.action == "measure":
