@@ -57,9 +57,10 @@ demo/slides/%/drawn: | setup
 	$(PHANTOM) $(OPTIONS)
 	@touch $@
 
-# Two tests at a time: those that run the workflow wait much, and none needs more than two processors.
+# Tests of the package two files at a time; those that run the workflow need all processors themselves.
 test: setup-test browser slurm
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
+	$(BIN)/python -m pytest --ignore tests/unit
 
 # Runs on a cluster of one node that are stopped and started again; `make test` has the shorter ones.
 cluster: setup-test slurm

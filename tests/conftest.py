@@ -31,35 +31,6 @@ GOOD = (
 )
 
 
-# What shares a run of the workflow or the one cluster is tested by one process, and what takes longest begins first.
-TOGETHER = {
-    "tests/slurm": "cluster",
-    "tests/workflow/test_runs.py": "runs",
-    "tests/workflow/test_deployment.py": "runs",
-    "tests/workflow/test_docs.py": "runs",
-}
-
-
-def group_of(path: str) -> str:
-    """Name of the tests that one process runs one after the other, when many share the work (``pytest -n``)."""
-    return next((group for start, group in TOGETHER.items() if path.startswith(start)), path)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups of tests, the long ones first: those on the cluster, then those that run the workflow."""
-    names = {item: item.path.relative_to(ROOT).as_posix() for item in items}
-    first = list(dict.fromkeys(TOGETHER.values()))
-
-    def rank(item: pytest.Item) -> tuple[int, bool]:
-        group = group_of(names[item])
-        return (first.index(group) if group in first else len(first), "/unit/" in group)
-
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group_of(names[item])))
-    items.sort(key=rank)
-
-
 @dataclass(frozen=True)
 class Workflow:
     """A clone of the workflow, and a folder in which it runs."""
