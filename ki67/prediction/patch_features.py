@@ -1,7 +1,7 @@
 """What a patch of H&E looks like in numbers: pixel features at several scales, summarised over the patch.
 
-The pixel features are those that ilastik offers (Berg et al. 2019): smoothed amounts, steepness of edges, eigenvalues of
-the Hessian matrix and of the structure tensor. They are taken of hematoxylin and eosin after the slide's own stain
+The pixel features are those that ilastik offers (Berg et al. 2019): smoothed amounts, steepness of edges, eigenvalues
+of the Hessian matrix and of the structure tensor. They are taken of hematoxylin and eosin after the slide's own stain
 (``ki67.prediction.slide_stain``), at scales in microns.
 """
 

@@ -43,7 +43,9 @@ class Standard:
 
 def standard_of(examples: Sequence[Example]) -> Standard:
     """Mean and deviation over the patches of slides, all patients alike."""
-    weight = np.concatenate([np.full(len(e), w / len(e)) for e, w in zip(examples, patient_weights(examples), strict=True)])
+    weight = np.concatenate(
+        [np.full(len(e), w / len(e)) for e, w in zip(examples, patient_weights(examples), strict=True)]
+    )
     inputs = np.concatenate([one.inputs for one in examples]).astype(np.float64)
     mean = np.average(inputs, axis=0, weights=weight)
     deviation = np.sqrt(np.average((inputs - mean) ** 2, axis=0, weights=weight))
@@ -91,12 +93,11 @@ class MeanPooling:
         }
 
 
-def fit_mean_pooling(examples: Sequence[Example], *, seed: int) -> MeanPooling:
+def fit_mean_pooling(examples: Sequence[Example]) -> MeanPooling:
     """Ridge regression (Hoerl & Kennard 1970) of log odds on pooled features.
 
     The penalty is the one with which each patient is told best from all others.
     """
-    del seed  # nothing is drawn
     known = [one for one in examples if np.isfinite(one.slide_target) and len(one)]
     standard, weight = standard_of(known), patient_weights(known)
     pooled = np.stack([_pooled(one, standard) for one in known])
@@ -115,9 +116,7 @@ def fit_mean_pooling(examples: Sequence[Example], *, seed: int) -> MeanPooling:
     return MeanPooling(standard, coefficients, center, intercept)
 
 
-def _left_out_error(
-    shrunk: Floats, vectors: Floats, root: Floats, aimed: Floats, patients: NDArray[np.int64]
-) -> float:
+def _left_out_error(shrunk: Floats, vectors: Floats, root: Floats, aimed: Floats, patients: NDArray[np.int64]) -> float:
     """Sum of squares of what each patient differs from the regression on all others."""
     hat = (vectors * shrunk) @ vectors.T + np.outer(root, root) / (root @ root)
     residual = aimed - hat @ aimed
@@ -275,9 +274,7 @@ def _trained_member(
 ) -> GatedAttention:
     with seeded(seed):
         network = GatedAttention(patches.shape[2], options.hidden, options.dropout)
-        optimizer = torch.optim.AdamW(
-            network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
-        )
+        optimizer = torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
         for _ in range(options.steps):
             optimizer.zero_grad()

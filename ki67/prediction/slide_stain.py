@@ -49,7 +49,7 @@ def slide_stain(he: NDArray[np.uint8]) -> SlideStain:
     Parameters
     ----------
     he
-        Patches, uint8 ``(n, size, size, 3)``. With too few stained pixels the vectors are those of Ruifrok and Johnston.
+        Patches, uint8 ``(n, size, size, 3)``. With too few stained pixels the vectors are those of Ruifrok & Johnston.
     """
     pixels = he.reshape(-1, 3)
     density = optical_density(pixels[:: max(1, len(pixels) // MOST_PIXELS)]).astype(np.float64)
