@@ -90,7 +90,7 @@ def _blurred(channel: Floats, sigma_px: float) -> Floats:
 
 def _eigenvalues(across: Floats, down: Floats, mixed: Floats) -> tuple[Floats, Floats]:
     """Of symmetric 2 x 2 matrices, the larger first."""
-    mean, spread = (across + down) / 2, cv2.magnitude((across - down) / 2, mixed)
+    mean, spread = (across + down) / 2, np.asarray(cv2.magnitude((across - down) / 2, mixed), np.float32)
     return mean + spread, mean - spread
 
 
