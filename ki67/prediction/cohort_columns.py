@@ -34,7 +34,8 @@ def with_predictions(table: pandas.DataFrame, predictions: Sequence[Mapping[str,
         name: np.array([_number(row.get(name)) for row in rows])
         for name in ("predicted_index", "predicted_low", "predicted_high")
     }
-    return table.assign(**columns, predicted_reason=[row.get("reason") or None for row in rows])
+    reasons: list[Any] = [row.get("reason") or None for row in rows]
+    return table.assign(**columns, predicted_reason=reasons)
 
 
 def _number(value: float | None) -> float:

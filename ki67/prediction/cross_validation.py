@@ -15,7 +15,7 @@ from ki67.prediction.conformal import left_out_limits
 from ki67.prediction.examples import Answer, Example, log_odds, share_of
 from ki67.prediction.methods import PredictOptions, fit, prepare, restore
 from ki67.prediction.patch_pairs import PatchPairs
-from ki67.prediction.splits import check_apart, check_slides, patient_folds
+from ki67.prediction.splits import FEWEST_PATIENTS, check_apart, check_slides, patient_folds, patient_key
 
 if TYPE_CHECKING:
     import pandas
@@ -94,6 +94,7 @@ def cross_validate(
     kept = learnable(slides)
     check_slides(kept)
     _check_alike(kept)
+    _check_labels(kept, options)
     indices = np.array([one.slide_index for one in kept], dtype=np.float64)
     fold_of = patient_folds([one.patient for one in kept], indices, folds, seed=seed)
     examples = [prepare(one, options, (ki67 or {}).get(one.slide)) for one in kept]
@@ -156,6 +157,17 @@ def _check_alike(slides: Sequence[PatchPairs]) -> None:
                 f"{slide.slide}: its patches have {slide.he.shape[1]} px of {slide.mpp:g} µm, those of {first.slide} "
                 f"{first.he.shape[1]} px of {first.mpp:g} µm; make all pairs anew with the same settings"
             )
+
+
+def _check_labels(slides: Sequence[PatchPairs], options: PredictOptions) -> None:
+    if options.level == "slide" or options.method == "cyclegan":
+        return
+    labelled = len({patient_key(one.patient) for one in slides if one.labelled.any()})
+    if labelled < min(FEWEST_PATIENTS, len(slides)):
+        raise ConfigError(
+            f"predict.method {options.method} learns from labelled patches, which only {labelled} patients have; look at "
+            "what results/<slide>/pairs.json says of rejected patches, or choose mean_pooling or attention"
+        )
 
 
 def _slide_rows(

@@ -25,7 +25,7 @@ from ki67.errors import ConfigError
 from ki67.extraction import Nuclei
 from ki67.networks import choose_device
 from ki67.prediction.examples import Answer, Example, log_odds, slide_share
-from ki67.prediction.seeded import load_arrays, one_thread, rounded, seeded, weight_arrays
+from ki67.prediction.seeded import module_of, one_thread, rounded, seeded, weight_arrays
 
 CYCLE, IDENTITY = 10.0, 5.0
 """Weights of the losses beside the adversarial one."""
@@ -286,5 +286,5 @@ def _as_pixels(tile: torch.Tensor) -> NDArray[np.uint8]:
 def translation_from(arrays: Mapping[str, NDArray[Any]], options: CycleOptions, counts: Counts) -> Translation:
     """The model that ``Translation.arrays`` put into a file."""
     device = choose_device(options.device)
-    module = load_arrays(generator(options.channels, options.blocks), arrays).to(device)
+    module = module_of(lambda: generator(options.channels, options.blocks), arrays).to(device)
     return Translation(module, counts, device)

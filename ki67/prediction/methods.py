@@ -6,8 +6,8 @@ the level ``patch`` say it of every patch as well. What they learn are arrays, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
@@ -113,6 +113,21 @@ class PredictOptions:
             "blocks",
         )
         return {name: getattr(self, name) for name in (*names, "nuclei_method")}
+
+
+def predict_options(
+    settings: Mapping[str, Any], *, weights: Path | None = None, nuclei_model: Path | None = None
+) -> PredictOptions:
+    """Options from the section ``predict`` of the settings, with ``device`` and ``nuclei_method``; others do not matter.
+
+    Parameters
+    ----------
+    weights, nuclei_model
+        See ``PredictOptions``.
+    """
+    names = {field.name for field in fields(PredictOptions)} - {"weights", "nuclei_model"}
+    known = {name: value for name, value in settings.items() if name in names}
+    return PredictOptions(**known, weights=weights, nuclei_model=nuclei_model)
 
 
 def prepare(pairs: PatchPairs, options: PredictOptions, ki67: NDArray[np.uint8] | None = None) -> Example:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,11 +21,14 @@ from tqdm import tqdm
 from ki67.errors import ConfigError
 from ki67.networks import IMAGENET_MEAN, IMAGENET_STD, choose_device
 from ki67.prediction.examples import Answer, Example, Floats, answer_of_patches, labelled_patches
-from ki67.prediction.seeded import load_arrays, one_thread, rounded, seeded, weight_arrays
+from ki67.prediction.seeded import module_of, one_thread, rounded, seeded, weight_arrays
 
 Architecture = Literal["resnet18", "vit_b16"]
 AT_ONCE = 32
 """Always so many patches together, however many there are, so that no answer depends on what else is asked."""
+LEARNING_RATES: dict[str, float] = {"resnet18": 5e-4, "vit_b16": 1e-4}
+_STEEPEST = 1.0
+"""Longer gradients are shortened; a transformer begins with some that are far too long."""
 _HEADS = ("fc.", "head.")
 _NO_WEIGHTS = (pickle.UnpicklingError, safetensors.SafetensorError)
 
@@ -40,7 +44,7 @@ class NetworkOptions:
     input_px
         Side of what it sees; patches are shrunk or enlarged to it.
     steps, batch_size, learning_rate
-        Of AdamW; the rate rises over the first tenth of the steps and falls with a cosine.
+        Of AdamW; the rate rises over the first tenth of the steps and falls with a cosine. None: ``LEARNING_RATES``.
     weight_decay
         Holds it back.
     weights
@@ -53,7 +57,7 @@ class NetworkOptions:
     input_px: int = 64
     steps: int = 300
     batch_size: int = 32
-    learning_rate: float = 5e-4
+    learning_rate: float | None = None
     weight_decay: float = 0.05
     weights: Path | None = None
     device: str = "auto"
@@ -116,10 +120,9 @@ def fit_network(examples: Sequence[Example], options: NetworkOptions, *, seed: i
         network = build_network(options.architecture, options.input_px).to(device)
         if options.weights is not None:
             load_first_weights(network, options.architecture, options.weights)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, options.learning_rate, total_steps=max(options.steps, 2), pct_start=0.1
-        )
+        rate = options.learning_rate or LEARNING_RATES[options.architecture]
+        optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=options.weight_decay)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, options.steps))
         drawn = np.random.default_rng([seed, 1])
         network.train()
         for _ in tqdm(range(options.steps), desc=options.architecture, unit="step", leave=False):
@@ -128,9 +131,15 @@ def fit_network(examples: Sequence[Example], options: NetworkOptions, *, seed: i
             optimizer.zero_grad()
             said = network(as_input(pixels, device))[:, 0]
             functional.smooth_l1_loss(said, target[chosen].to(device)).backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(network.parameters(), _STEEPEST)
             optimizer.step()
             schedule.step()
     return PatchRegression(rounded(network), center, spread, device)
+
+
+def _rate(step: int, steps: int) -> float:
+    """Of the highest learning rate: up over the first tenth of the steps, then down with a cosine."""
+    return min(1.0, (step + 1) / max(1.0, steps / 10)) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
 def _changed(patch: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:
@@ -202,5 +211,5 @@ def network_from(arrays: Mapping[str, NDArray[Any]], options: NetworkOptions) ->
     """The network that ``PatchRegression.arrays`` put into a file."""
     device = choose_device(options.device)
     weights = {name: array for name, array in arrays.items() if name != "scale"}
-    module = load_arrays(build_network(options.architecture, options.input_px), weights).to(device)
+    module = module_of(lambda: build_network(options.architecture, options.input_px), weights).to(device)
     return PatchRegression(module, float(arrays["scale"][0]), float(arrays["scale"][1]), device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,9 +36,9 @@ def one_thread() -> Iterator[None]:
 
 def rounded(module: nn.Module) -> nn.Module:
     """The module in evaluation, with the weights that ``weight_arrays`` keeps of it: matrices in half precision."""
-    for name, value in module.state_dict().items():
+    for value in module.state_dict().values():
         if _is_kept_half(value):
-            module.state_dict()[name].copy_(value.half().float())
+            value.copy_(value.half().float())
     return module.eval()
 
 
@@ -50,9 +50,14 @@ def weight_arrays(module: nn.Module) -> dict[str, NDArray[Any]]:
     }
 
 
-def load_arrays(module: nn.Module, arrays: Mapping[str, NDArray[Any]]) -> nn.Module:
-    """Give a module the weights of ``weight_arrays``; in evaluation afterwards."""
-    module.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
+def module_of(build: Callable[[], nn.Module], arrays: Mapping[str, NDArray[Any]]) -> nn.Module:
+    """A module with the weights of ``weight_arrays``, in evaluation; no random ones are drawn before."""
+    with torch.device("meta"):
+        module = build()
+    weights = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    module.load_state_dict(
+        {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}, assign=True
+    )
     return module.eval()
 
 

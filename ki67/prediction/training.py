@@ -71,7 +71,8 @@ def evaluate_folder(folder: Path, cutoffs: Sequence[float] = CUTOFFS) -> dict[st
     Returns
     -------
     dict
-        That of ``evaluate_prediction`` with ``model``, ``method`` and ``level``.
+        That of ``evaluate_prediction`` with ``model``, ``method`` and ``level``, and under ``out_of_fold`` what was said of
+        each slide.
 
     Raises
     ------
@@ -81,7 +82,8 @@ def evaluate_folder(folder: Path, cutoffs: Sequence[float] = CUTOFFS) -> dict[st
     described = read_record(folder)
     slides, patches = read_out_of_fold(folder)
     about = {"method": described["method"], "level": described["level"], "model": model_identity(described)}
-    return about | evaluate_prediction(slides, patches, cutoffs)
+    columns = ["slide", "fold", "index", "predicted", "predicted_low", "predicted_high"]
+    return about | evaluate_prediction(slides, patches, cutoffs) | {"out_of_fold": slides[columns].to_dict("records")}
 
 
 def evaluation_pictures(folder: Path, record: Mapping[str, Any]) -> dict[str, NDArray[np.uint8]]:

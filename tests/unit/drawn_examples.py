@@ -23,7 +23,9 @@ def drawn_slide(
     """A slide whose nuclei are the larger the higher its index, if they are to tell it; stains by ``strength``."""
     random = np.random.default_rng([seed, number])
     shown = index if told and index is not None else float(random.uniform(0.05, 0.6))
-    he = np.stack([_patch(random, 2.0 + 5.0 * shown, size, strength) for _ in range(patches)])
+    he = np.zeros((patches, size, size, 3), np.uint8)
+    for place in range(patches):
+        he[place] = _patch(random, 2.0 + 5.0 * shown, size, strength)
     total = random.integers(20, 60, patches)
     positive = random.binomial(total, index) if index is not None else np.zeros(patches, int)
     known = index is not None
@@ -49,7 +51,9 @@ def _patch(random: np.random.Generator, radius_px: float, size: int, strength: f
         place = tuple(int(value) for value in random.integers(0, size, 2))
         cv2.circle(nuclei, place, round(radius_px), 255, -1, cv2.LINE_AA)
     hematoxylin = 0.9 * strength * nuclei.astype(np.float32) / 255
-    eosin = 0.4 * strength * (1 + 0.3 * cv2.GaussianBlur(random.normal(size=(size, size)).astype(np.float32), (0, 0), 2))
+    eosin = (
+        0.4 * strength * (1 + 0.3 * cv2.GaussianBlur(random.normal(size=(size, size)).astype(np.float32), (0, 0), 2))
+    )
     density = np.stack([hematoxylin, eosin], axis=-1) @ HED_VECTORS[:2]
     return np.clip(np.rint(250 * 10.0**-density + random.normal(0, 2, (size, size, 3))), 0, 255).astype(np.uint8)
 

@@ -26,7 +26,7 @@ def test_stains_of_a_slide_are_found() -> None:
     stain = slide_stain(pairs.he)
     for found, known in zip(stain.vectors, HED_VECTORS[:2], strict=True):
         assert found @ known / np.linalg.norm(found) > 0.97
-    assert stain.strength[0] == pytest.approx(0.9, abs=0.15)
+    assert stain.strength[0] == pytest.approx(0.9, abs=0.3)
 
 
 def test_a_slide_of_one_colour_has_usual_stains() -> None:
@@ -97,6 +97,8 @@ def test_networks_see_common_stains_in_the_size_asked_for() -> None:
     pixels = common_pixels(strong, 32)
     assert pixels.shape == (6, 32, 32, 3)
     assert pixels.dtype == np.uint8
-    differ = [np.abs(a.astype(float) - b).mean() for a, b in ((strong.he, usual.he), (pixels, common_pixels(usual, 32)))]
+    differ = [
+        np.abs(a.astype(float) - b).mean() for a, b in ((strong.he, usual.he), (pixels, common_pixels(usual, 32)))
+    ]
     assert differ[1] < 0.5 * differ[0]
     assert common_pixels(usual).shape == usual.he.shape
