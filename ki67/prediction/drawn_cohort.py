@@ -15,6 +15,7 @@ import numpy as np
 from joblib import Parallel, delayed  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from ki67.phantom.laboratory import stained_by
 from ki67.phantom.layout import Layout
 from ki67.phantom.look import Look, random_look
 from ki67.phantom.nuclei import TUMOR, Nuclei, Section, logit_for
@@ -38,18 +39,6 @@ _SURVEY_UM = 4000.0
 _STEP_UM = 32.0
 _TUMOR_SHARE = 0.65
 _LEAST_NEST_SHARE = 0.6
-_OF_LABORATORY = (
-    "hematoxylin_vector",
-    "eosin_vector",
-    "white",
-    "stroma_amounts",
-    "cytoplasm_amounts",
-    "ground_amounts",
-    "nucleus_strength",
-    "blur_um",
-    "noise",
-    "sharpening",
-)
 
 
 @dataclass(frozen=True)
@@ -196,12 +185,7 @@ def _places(rng: np.random.Generator, patches: int, size_um: float) -> tuple[Lay
 def _look(rng: np.random.Generator, plan: _Plan) -> Look:
     """The patient's own look in the stains of the laboratory, a little stronger or weaker."""
     own = random_look(rng, "he", stain_strength=1.0)
-    house = random_look(np.random.default_rng([plan.seed, 14, plan.laboratory]), "he")
-    strength = float(np.exp(0.12 * rng.standard_normal()))
-    stained = {name: getattr(house, name) for name in _OF_LABORATORY}
-    for name in ("stroma_amounts", "cytoplasm_amounts", "ground_amounts"):
-        stained[name] = tuple(strength * amount for amount in stained[name])
-    return replace(own, **stained | {"nucleus_strength": strength * house.nucleus_strength})
+    return stained_by(own, plan.laboratory, float(np.exp(0.12 * rng.standard_normal())), seed=plan.seed)
 
 
 def _inside(nuclei: Nuclei, corner_um: NDArray[np.float64], size_um: float) -> NDArray[np.bool_]:

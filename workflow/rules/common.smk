@@ -417,9 +417,18 @@ def tumor_models(folder: str) -> list[str]:
     return models
 
 
-def cohort_files(wildcards) -> list[str]:
+def check_any_slides() -> None:
     if not SLIDES:
         raise WorkflowError(f"{SHEET_NAME} lists no slide yet; add a row for each (see config/README.md)")
+
+
+def pair_records(wildcards) -> list[str]:
+    check_any_slides()
+    return [f"results/{slide}/pairs.json" for slide in SLIDES]
+
+
+def cohort_files(wildcards) -> list[str]:
+    check_any_slides()
     tables = ("cohort.csv", "patients.csv", "cohort.zarr", "overview.png", "report.html")
     agreement = ("agreement.csv", "agreement.json", "agreement.png")
     return [f"results/cohort/{name}" for name in (*tables, *agreement)]
