@@ -124,7 +124,9 @@ def cross_validate_examples(
 
     numbers = range(int(fold_of.max()) + 1)
     jobs = (delayed(_fold)(examples, fold_of, number, options, seed) for number in numbers)
-    running = Parallel(n_jobs=min(workers, len(numbers)), return_as="generator")(jobs)
+    # On a GPU one after the other, as each process would wait for a GPU of its own.
+    at_once = 1 if options.on_gpu else min(workers, len(numbers))
+    running = Parallel(n_jobs=at_once, return_as="generator")(jobs)
     fitted = list(tqdm(running, total=len(numbers), desc=f"folds of {options.method}", unit="fold"))
     answers: list[Answer] = [Answer(float("nan"))] * len(examples)
     for _, said in fitted:
@@ -165,8 +167,8 @@ def _check_labels(slides: Sequence[PatchPairs], options: PredictOptions) -> None
     labelled = len({patient_key(one.patient) for one in slides if one.labelled.any()})
     if labelled < min(FEWEST_PATIENTS, len(slides)):
         raise ConfigError(
-            f"predict.method {options.method} learns from labelled patches, which only {labelled} patients have; look at "
-            "what results/<slide>/pairs.json says of rejected patches, or choose mean_pooling or attention"
+            f"predict.method {options.method} learns from labelled patches, which only {labelled} patients have; look "
+            "at what results/<slide>/pairs.json says of rejected patches, or choose mean_pooling or attention"
         )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ki67.devices import gpu_names
 from ki67.errors import ConfigError
 from ki67.prediction.examples import Example, Model, common_pixels, example_of
 from ki67.prediction.patch_features import FEATURES, patch_features
@@ -99,6 +100,12 @@ class PredictOptions:
         """Whether patches become features by a network."""
         return self.level == "slide" and self.features == "network"
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it trains on a GPU, if it trains."""
+        network = self.method in ("resnet18", "vit_b16", "cyclegan")
+        return network and self.device != "cpu" and bool(gpu_names())
+
     def to_json(self) -> dict[str, Any]:
         """What decides how a trained model answers, without the paths of this machine."""
         names = (
@@ -118,7 +125,7 @@ class PredictOptions:
 def predict_options(
     settings: Mapping[str, Any], *, weights: Path | None = None, nuclei_model: Path | None = None
 ) -> PredictOptions:
-    """Options from the section ``predict`` of the settings, with ``device`` and ``nuclei_method``; others do not matter.
+    """Options from the section ``predict`` of the settings, with ``device`` and ``nuclei_method``; no others matter.
 
     Parameters
     ----------

@@ -71,8 +71,8 @@ def evaluate_folder(folder: Path, cutoffs: Sequence[float] = CUTOFFS) -> dict[st
     Returns
     -------
     dict
-        That of ``evaluate_prediction`` with ``model``, ``method`` and ``level``, and under ``out_of_fold`` what was said of
-        each slide.
+        That of ``evaluate_prediction`` with ``model``, ``method`` and ``level``, and in ``out_of_fold`` what was said
+        of each slide.
 
     Raises
     ------
