@@ -75,7 +75,7 @@ def _pixel_features(channel: Floats, sigma_px: float) -> Floats:
     across, down = sigma * _slope(smooth, 1, 0), sigma * _slope(smooth, 0, 1)
     second = sigma * _slope(across, 1, 0), sigma * _slope(down, 0, 1), sigma * _slope(across, 0, 1)
     products = [_blurred(one, sigma) for one in (across * across, down * down, across * down)]
-    edge = cv2.magnitude(across, down)
+    edge = _length(across, down)
     return np.stack([smooth, edge, *_eigenvalues(*second), *_eigenvalues(*products)])
 
 
@@ -88,9 +88,14 @@ def _blurred(channel: Floats, sigma_px: float) -> Floats:
     return np.asarray(cv2.GaussianBlur(channel, (side, side), sigma_px, borderType=cv2.BORDER_REFLECT_101), np.float32)
 
 
+def _length(across: Floats, down: Floats) -> Floats:
+    """Of vectors. That of OpenCV depends, in the last digit, on where in memory they lie."""
+    return np.asarray(np.sqrt(across * across + down * down))
+
+
 def _eigenvalues(across: Floats, down: Floats, mixed: Floats) -> tuple[Floats, Floats]:
     """Of symmetric 2 x 2 matrices, the larger first."""
-    mean, spread = (across + down) / 2, np.asarray(cv2.magnitude((across - down) / 2, mixed), np.float32)
+    mean, spread = (across + down) / 2, _length((across - down) / 2, mixed)
     return mean + spread, mean - spread
 
 

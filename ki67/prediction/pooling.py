@@ -273,8 +273,8 @@ def fit_attention(
     target = np.array([one.slide_target for one in known])
     center = float(np.average(target, weights=weight))
     spread = float(max(np.sqrt(np.average((target - center) ** 2, weights=weight)), 1e-6))
-    aimed = torch.from_numpy(((target - center) / spread).astype(np.float32))
-    matters = torch.from_numpy(weight.astype(np.float32))
+    aimed = torch.tensor((target - center) / spread, dtype=torch.float32)
+    matters = torch.tensor(weight, dtype=torch.float32)
     with one_thread():
         networks = _trained(*_bags(known, standard, components), aimed, matters, options, seed)
     return AttentionPooling(standard, components, networks, center, spread)
@@ -320,7 +320,7 @@ def _bags(examples: Sequence[Example], standard: Standard, components: Floats) -
     for number, one in enumerate(examples):
         patches[number, : len(one)] = standard(one.inputs) @ components
         offset[number, : len(one)] = np.log(one.weight)
-    return torch.from_numpy(patches), torch.from_numpy(offset)
+    return torch.tensor(patches), torch.tensor(offset)
 
 
 def attention_of(arrays: dict[str, NDArray[Any]]) -> AttentionPooling:

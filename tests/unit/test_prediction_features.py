@@ -102,3 +102,13 @@ def test_networks_see_common_stains_in_the_size_asked_for() -> None:
     ]
     assert differ[1] < 0.5 * differ[0]
     assert common_pixels(usual).shape == usual.he.shape
+
+
+def test_where_in_memory_a_patch_lies_changes_no_feature() -> None:
+    he = drawn_slide(0, 0.4, patches=2).he
+    first = patch_features(he, 1.0)
+    for offset in range(1, 16, 2):
+        memory = np.zeros(he.nbytes + 64, np.uint8)
+        moved = memory[offset : offset + he.nbytes].reshape(he.shape)
+        moved[:] = he
+        np.testing.assert_array_equal(patch_features(moved, 1.0), first)
