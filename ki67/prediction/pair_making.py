@@ -22,15 +22,20 @@ from ki67.errors import Stain
 from ki67.geometry import Mask, Points, Transform
 from ki67.prediction.he_nuclei import count_nuclei, nucleus_limit
 from ki67.prediction.pair_filters import (
+    AROUND_UM,
+    STRUCTURE_MPP,
     PairMeasures,
     PairSettings,
     Rejection,
+    field_px,
+    he_structure,
+    ki67_structure,
     rejections,
     similarities,
-    structure,
     white_share,
 )
 from ki67.prediction.patch_pairs import PatchPairs
+from ki67.prediction.slide_stain import SlideStain
 
 if TYPE_CHECKING:
     import pandas
@@ -177,7 +182,15 @@ def make_pairs(
     corners_um, patches, white = _readable_patches(he, corners, settings, slide_id)
     limit = nucleus_limit(patches[:: max(1, len(patches) // LIMIT_PATCHES)], settings.mpp)
     nuclei_he = count_nuclei(patches, limit, settings.mpp)
-    labels, reasons, shown, similarity = _labels(patches, corners_um, nuclei_he, ki67, settings, unlabelled)
+    if he is None or ki67 is None:
+        labels, reasons = _Labels.none(len(patches)), [unlabelled or Rejection.NO_KI67] * len(patches)
+        shown, similarity = None, np.full(len(patches), np.nan)
+    else:
+        shown, similarity = (
+            _carried_patches(ki67, corners_um, settings),
+            _similarity(he, ki67, corners_um, settings, limit.stain),
+        )
+        labels, reasons = _labels(shown, corners_um, nuclei_he, similarity, ki67, settings)
     found = Counter([reason.value for reason in reasons if reason] + [Rejection.WHITE_HE.value] * white)
     pairs = PatchPairs(
         slide=slide_id,
@@ -293,20 +306,15 @@ def _readable_patches(
 
 
 def _labels(
-    patches: NDArray[np.uint8],
+    carried: NDArray[np.uint8],
     corners_um: Points,
     nuclei_he: NDArray[np.float32],
-    ki67: Ki67Side | None,
+    similarity: NDArray[np.float64],
+    ki67: Ki67Side,
     settings: PairSettings,
-    unlabelled: Rejection | None,
-) -> tuple[_Labels, list[Rejection | None], NDArray[np.uint8] | None, NDArray[np.float64]]:
-    """Labels, why there is none, the Ki-67 patches and their similarity to those of the H&E."""
-    count = len(patches)
-    if ki67 is None:
-        return _Labels.none(count), [unlabelled or Rejection.NO_KI67] * count, None, np.full(count, np.nan)
-    carried = _carried_patches(ki67, corners_um, settings)
+) -> tuple[_Labels, list[Rejection | None]]:
+    """Labels, and why there is none."""
     glass = glass_color(ki67.slide)
-    similarity = similarities(_structures(patches, settings.mpp), _structures(carried, settings.mpp))
     counts = _count_in_squares(ki67, corners_um, settings.side_um)
     measures = PairMeasures(
         white_ki67=np.array([white_share(patch, glass) for patch in carried], dtype=np.float64),
@@ -319,7 +327,23 @@ def _labels(
     kept = np.array([reason is None for reason in reasons], dtype=bool)
     label = np.where(kept, counts.share(settings.label), np.nan).astype(np.float32)
     positive, negative = ((nuclei * kept).astype(np.int32) for nuclei in (counts.positive, counts.negative))
-    return _Labels(positive, negative, label), reasons, carried, similarity
+    return _Labels(positive, negative, label), reasons
+
+
+def _similarity(
+    he: Slide, ki67: Ki67Side, corners_um: Points, settings: PairSettings, stain: SlideStain
+) -> NDArray[np.float64]:
+    """Structural similarity of both stains in a field around each patch."""
+    side = field_px(settings.side_um)
+    pairs = []
+    for corner in corners_um - AROUND_UM:
+        field = he.read(float(corner[0]), float(corner[1]), side, side, STRUCTURE_MPP)
+        there = carried_patch(ki67.slide.read, corner, ki67.transform, side, STRUCTURE_MPP)
+        pairs.append((he_structure(field, stain), ki67_structure(there)))
+    if not pairs:
+        return np.zeros(0)
+    one, other = (np.stack(structures) for structures in zip(*pairs, strict=True))
+    return similarities(one, other)
 
 
 def _carried_patches(ki67: Ki67Side, corners_um: Points, settings: PairSettings) -> NDArray[np.uint8]:
@@ -327,10 +351,6 @@ def _carried_patches(ki67: Ki67Side, corners_um: Points, settings: PairSettings)
     squares = tqdm(corners_um, desc=f"{ki67.slide.slide_id} Ki-67 patches", unit="patch", disable=None)
     carried = [carried_patch(ki67.slide.read, corner, ki67.transform, size, settings.mpp) for corner in squares]
     return np.stack(carried) if carried else np.zeros((0, size, size, 3), dtype=np.uint8)
-
-
-def _structures(patches: NDArray[np.uint8], mpp: float) -> NDArray[np.float32]:
-    return np.stack([structure(patch, mpp) for patch in patches]) if len(patches) else np.zeros((0, 3, 3), np.float32)
 
 
 @dataclass(frozen=True)
