@@ -40,7 +40,7 @@ MEASURES: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
     (
         "All tumour nuclei",
         (
-            ("index", "Ki-67 index", "percent"),
+            ("index", "Index", "percent"),
             ("positive", "Positive tumour nuclei", "count"),
             ("total", "All tumour nuclei", "count"),
             ("tumor_mm2", "Tumour", "mm2"),
@@ -96,15 +96,23 @@ class ReportSettings:
         Record of ``agreement.json``; empty where there is none.
     versions
         Of what wrote the report.
+    marker
+        What positive nuclei are stained for.
     title
-        Of the page.
+        Of the page; "<marker> report" where it is empty.
     """
 
     cutoffs: Sequence[float]
     categories: Sequence[str]
     agreement: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
-    title: str = "Ki-67 report"
+    marker: str = "Ki-67"
+    title: str = ""
+
+    @property
+    def heading(self) -> str:
+        """What stands above the report."""
+        return self.title or f"{self.marker} report"
 
 
 def report_html(
@@ -129,7 +137,7 @@ def report_html(
         "agreement": settings.agreement,
     }
     details = [] if pages is None else (slide_details(*pair) for pair in zip(records, pages, strict=True))
-    return _render(records, shared, details, settings, heading=settings.title)
+    return _render(records, shared, details, settings, heading=settings.heading)
 
 
 def slide_pages(
@@ -151,7 +159,7 @@ def slide_pages(
             "after": names[number + 1] if number + 1 < len(names) else None,
             "place": [number + 1, len(names)],
         }
-        heading = f"{record['slide']} – {settings.title}"
+        heading = f"{record['slide']} – {settings.heading}"
         yield names[number], _render(records, shared, [slide_details(record, page)], settings, heading=heading)
 
 
@@ -249,11 +257,12 @@ def _render(
         "cutoffs": list(settings.cutoffs),
         "categories": list(settings.categories),
         "flags": _flags_of(shared["slides"]),
-        "measures": MEASURES,
+        "measures": _measures(settings.marker),
         "pages_folder": PAGES_FOLDER,
         "heatmap_colors": heatmap_colors(HEATMAP_COLORS),
         "versions": settings.versions,
-        "title": settings.title,
+        "title": settings.heading,
+        "marker": settings.marker,
     }
     return (
         _environment()
@@ -267,6 +276,12 @@ def _render(
             details=(json_for_script(to_plain(one)) for one in details),
         )
     )
+
+
+def _measures(marker: str) -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """``MEASURES`` with the marker's name before the index."""
+    named = {"index": f"{marker} index"}
+    return [(title, [(keys, named.get(keys, words), kind) for keys, words, kind in rows]) for title, rows in MEASURES]
 
 
 @cache

@@ -132,7 +132,7 @@ def rejections(measures: PairMeasures, settings: PairSettings) -> list[Rejection
         Rejection.WHITE_KI67: measures.white_ki67 >= settings.white_ki67,
         Rejection.FEW_NUCLEI: measures.tumor_nuclei < settings.fewest_nuclei,
         Rejection.DENSITY_DIFFERS: measures.density_factor > settings.density_ratio,
-        Rejection.STRUCTURE_DIFFERS: measures.similarity <= settings.ssim,
+        Rejection.STRUCTURE_DIFFERS: ~(measures.similarity > settings.ssim),
     }
     patches = range(len(measures.white_ki67))
     return [next((reason for reason, where in failed.items() if where[patch]), None) for patch in patches]

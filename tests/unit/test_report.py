@@ -137,6 +137,15 @@ def test_pages_lead_to_their_neighbours() -> None:
     assert index["key"] == data["key"]
 
 
+def test_the_marker_names_the_report_and_the_index() -> None:
+    settings = ReportSettings((0.1,), ("low", "high"), marker="ER")
+    elements = Elements(report_html([record()], [PAGE], settings))
+    data = json.loads(elements.texts["script"][0])
+    assert (data["title"], data["marker"]) == ("ER report", "ER")
+    assert data["measures"][0][1][0] == ["index", "ER index", "percent"]
+    assert ReportSettings((0.1,), ("low", "high")).heading == "Ki-67 report"
+
+
 def test_a_cohort_without_slides_is_a_page() -> None:
     assert json.loads(Elements(report_html([], [], SETTINGS)).texts["script"][0])["slides"] == []
 

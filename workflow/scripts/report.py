@@ -13,7 +13,9 @@ CUTOFFS, NAMES = index_categories(snakemake.params.settings["preset"], snakemake
 
 with stage_log(snakemake.log[0], stage="report", name="cohort") as log:
     records = [read_json(path) for path in INPUT.indices]
-    settings = ReportSettings(CUTOFFS, NAMES, read_json(INPUT.agreement), versions(("jinja2",)))
+    settings = ReportSettings(
+        CUTOFFS, NAMES, read_json(INPUT.agreement), versions(("jinja2",)), snakemake.params.marker
+    )
     pages, folder = map(read_json, INPUT.pages), OUTPUT.get("pages")
     shutil.rmtree(Path(OUTPUT.report).with_name(PAGES_FOLDER), ignore_errors=True)  # of a cohort that was larger
     if folder:
