@@ -50,7 +50,7 @@ MEASURES: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
     (
         "All tumour nuclei",
         (
-            ("index", "Ki-67 index", "percent"),
+            ("index", "Index", "percent"),
             ("positive", "Positive tumour nuclei", "count"),
             ("total", "All tumour nuclei", "count"),
             ("tumor_mm2", "Tumour", "mm2"),
@@ -104,20 +104,28 @@ class ReportSettings:
         Fractions between the categories, and the names of these from low to high.
     agreement
         Record of ``agreement.json``; empty where there is none.
-    prediction
-        What was predicted from H&E alone (``prediction_data``); None where nothing was asked for.
     versions
         Of what wrote the report.
+    marker
+        What positive nuclei are stained for.
+    prediction
+        What was predicted from H&E alone (``prediction_data``); None where nothing was asked for.
     title
-        Of the page.
+        Of the page; "<marker> report" where it is empty.
     """
 
     cutoffs: Sequence[float]
     categories: Sequence[str]
     agreement: Mapping[str, Any] = field(default_factory=dict)
-    prediction: Mapping[str, Any] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
-    title: str = "Ki-67 report"
+    marker: str = "Ki-67"
+    prediction: Mapping[str, Any] | None = None
+    title: str = ""
+
+    @property
+    def heading(self) -> str:
+        """What stands above the report."""
+        return self.title or f"{self.marker} report"
 
 
 def report_html(
@@ -143,7 +151,7 @@ def report_html(
         "prediction": settings.prediction,
     }
     details = [] if pages is None else (slide_details(*pair) for pair in zip(records, pages, strict=True))
-    return _render(records, shared, details, settings, heading=settings.title)
+    return _render(records, shared, details, settings, heading=settings.heading)
 
 
 def prediction_data(evaluation: Mapping[str, Any], predicted: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -188,7 +196,7 @@ def slide_pages(
             "after": names[number + 1] if number + 1 < len(names) else None,
             "place": [number + 1, len(names)],
         }
-        heading = f"{record['slide']} – {settings.title}"
+        heading = f"{record['slide']} – {settings.heading}"
         yield names[number], _render(records, shared, [slide_details(record, page)], settings, heading=heading)
 
 
@@ -286,11 +294,12 @@ def _render(
         "cutoffs": list(settings.cutoffs),
         "categories": list(settings.categories),
         "flags": _flags_of(shared["slides"]),
-        "measures": MEASURES,
+        "measures": _measures(settings.marker),
         "pages_folder": PAGES_FOLDER,
         "heatmap_colors": heatmap_colors(HEATMAP_COLORS),
         "versions": settings.versions,
-        "title": settings.title,
+        "title": settings.heading,
+        "marker": settings.marker,
     }
     return (
         _environment()
@@ -304,6 +313,12 @@ def _render(
             details=(json_for_script(to_plain(one)) for one in details),
         )
     )
+
+
+def _measures(marker: str) -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """``MEASURES`` with the marker's name before the index."""
+    named = {"index": f"{marker} index"}
+    return [(title, [(keys, named.get(keys, words), kind) for keys, words, kind in rows]) for title, rows in MEASURES]
 
 
 @cache

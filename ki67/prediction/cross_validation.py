@@ -154,6 +154,11 @@ def _fold(
 def _check_alike(slides: Sequence[PatchPairs]) -> None:
     for slide in slides[1:]:
         first = slides[0]
+        if slide.marker != first.marker:
+            raise ConfigError(
+                f"{slide.slide}: its pairs are of {slide.marker}, those of {first.slide} of {first.marker}; make all "
+                "pairs anew with one marker"
+            )
         if slide.he.shape[1:] != first.he.shape[1:] or slide.mpp != first.mpp:
             raise ConfigError(
                 f"{slide.slide}: its patches have {slide.he.shape[1]} px of {slide.mpp:g} µm, those of {first.slide} "

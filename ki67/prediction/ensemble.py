@@ -87,7 +87,7 @@ class Ensemble:
 
     def predict(self, pairs: PatchPairs) -> Prediction:
         """The index of a slide from its H&E, with an interval, or the reason why there is none."""
-        reason = unlike_training(pairs, self.known)
+        reason = self._other_marker(pairs) or unlike_training(pairs, self.known)
         if reason is not None:
             return Prediction(None, None, None, reason, len(pairs))
         example = prepare(pairs, self.options)
@@ -99,6 +99,15 @@ class Ensemble:
         index = float(share_of(said.mean()))
         limits = float(share_of(low)), float(share_of(high))
         return Prediction(index, min(limits[0], index), max(limits[1], index), "", len(pairs))
+
+    def _other_marker(self, pairs: PatchPairs) -> str | None:
+        learned = self.identity["marker"]
+        if pairs.marker == learned:
+            return None
+        return (
+            f"{pairs.slide}: the model learned the index of {learned} and not of {pairs.marker}, so there is no "
+            "prediction; name another in predict.model"
+        )
 
 
 def save_ensemble(
@@ -251,6 +260,7 @@ def model_identity(record: Mapping[str, Any]) -> dict[str, Any]:
     slides = record["slides"]
     return {
         "method": record["method"],
+        "marker": record["training"]["marker"],
         "sha256": digest,
         "slides": len(slides),
         "patients": len({one["patient"] for one in slides}),

@@ -115,7 +115,7 @@ def _square(title: str, cutoffs: Sequence[float]) -> tuple[Any, Any]:
         for line in (axes.axvline, axes.axhline):
             line(100 * cutoff, color="0.75", linewidth=1, linestyle=_DASHED, zorder=0)
     axes.plot([0, 100], [0, 100], color="0.35", linewidth=1, zorder=1)
-    axes.set(xlim=(0, 100), ylim=(0, 100), aspect="equal", xlabel="measured on the Ki-67 slide (%)")
+    axes.set(xlim=(0, 100), ylim=(0, 100), aspect="equal", xlabel="measured on the stained slide (%)")
     axes.set_ylabel("predicted from the H&E alone, out of fold (%)")
     axes.set_title(title, loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)

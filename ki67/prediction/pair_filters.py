@@ -11,14 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
-from ki67.stain import STAINED_OD, optical_density
+from ki67.prediction.slide_stain import SlideStain, stain_amounts
+from ki67.stain import STAINED_OD, optical_density, separate_hed
 
-STRUCTURE_MPP = 4.0
+STRUCTURE_MPP = 8.0
 """Nuclei of neighbouring sections are not the same ones; what both share is coarser."""
-STRUCTURE_UM = 8.0
-WINDOW_UM = 28.0
+STRUCTURE_UM = 16.0
+AROUND_UM = 96.0
+"""Structure is compared in a patch and so far around it, as the patch alone is often all tumour and shows none."""
 DATA_RANGE = 4.0
 """Of structure in standard deviations of its slide, from -2 to 2."""
+STABILITY = 0.1
+"""K1 and K2 of the similarity: places that differ from what is usual by less than this are alike."""
 COUNT_PRIOR = 5.0
 """Added to both counts, so that places with few nuclei do not differ by chance."""
 
@@ -128,7 +132,7 @@ def rejections(measures: PairMeasures, settings: PairSettings) -> list[Rejection
         Rejection.WHITE_KI67: measures.white_ki67 >= settings.white_ki67,
         Rejection.FEW_NUCLEI: measures.tumor_nuclei < settings.fewest_nuclei,
         Rejection.DENSITY_DIFFERS: measures.density_factor > settings.density_ratio,
-        Rejection.STRUCTURE_DIFFERS: measures.similarity <= settings.ssim,
+        Rejection.STRUCTURE_DIFFERS: ~(measures.similarity > settings.ssim),
     }
     patches = range(len(measures.white_ki67))
     return [next((reason for reason, where in failed.items() if where[patch]), None) for patch in patches]
@@ -139,37 +143,62 @@ def white_share(rgb: NDArray[np.uint8], glass: NDArray[np.uint8]) -> float:
     return float(np.mean(optical_density(rgb, glass).sum(axis=-1) < STAINED_OD))
 
 
-def structure(rgb: NDArray[np.uint8], mpp: float) -> NDArray[np.float32]:
-    """What a patch of either stain ``(H, W, 3)`` shares with the other: how dense it is, without single nuclei.
+def field_px(side_um: float) -> int:
+    """Side of the field in which structure is compared around a patch, an odd number of pixels of ``STRUCTURE_MPP``."""
+    pixels = int((side_um + 2 * AROUND_UM) / STRUCTURE_MPP)
+    return pixels - 1 + pixels % 2
+
+
+def he_structure(rgb: NDArray[np.uint8], stain: SlideStain) -> NDArray[np.float32]:
+    """How dense nuclei are from place to place on H&E, without single ones.
+
+    Parameters
+    ----------
+    rgb
+        Field at ``STRUCTURE_MPP``, uint8 ``(H, W, 3)``.
+    stain
+        Of the slide.
 
     Returns
     -------
-    float32, mean optical density of the colours at ``STRUCTURE_MPP``.
+    float32 ``(H, W)``
+        Smoothed hematoxylin. Eosin has no part in it, as collagen takes it and hardly any counterstain of IHC.
     """
-    density = optical_density(rgb).mean(axis=-1, dtype=np.float32)
-    smooth = cv2.GaussianBlur(density, (0, 0), STRUCTURE_UM / mpp)
-    side = max(1, round(rgb.shape[0] * mpp / STRUCTURE_MPP))
-    return np.asarray(cv2.resize(smooth, (side, side), interpolation=cv2.INTER_AREA), dtype=np.float32)
+    return _smoothed(stain_amounts(rgb, stain)[..., 0])
+
+
+def ki67_structure(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The same on the Ki-67 slide: smoothed hematoxylin and DAB together, float32 ``(H, W)``."""
+    return _smoothed(np.maximum(separate_hed(rgb)[..., [0, 2]], 0).sum(axis=-1))
 
 
 def similarities(he: NDArray[np.float32], ki67: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Structural similarity (Wang et al. 2004) of patches in two stains, ``(n,)``.
+    """Structural similarity (Wang et al. 2004, doi:10.1109/TIP.2003.819861) of each field in two stains, ``(n,)``.
 
-    Each stain is compared with itself first: what counts is how dense a place is for its own slide.
+    One window covers the whole field. Each stain is compared with itself first: what counts is how dense nuclei are for
+    their own slide.
 
     Parameters
     ----------
     he, ki67
-        Structure of the patches, ``(n, side, side)``.
+        Structure of the fields, ``(n, side, side)`` with an odd side.
     """
     one, other = _standardized(he), _standardized(ki67)
-    window = min(int(WINDOW_UM / STRUCTURE_MPP), he.shape[1]) if len(he) else 3
-    options = {"win_size": window - 1 + window % 2, "data_range": DATA_RANGE}
-    found = [structural_similarity(first, second, **options) for first, second in zip(one, other, strict=True)]
+    options = {"win_size": he.shape[1], "data_range": DATA_RANGE, "K1": STABILITY, "K2": STABILITY}
+    found = [
+        structural_similarity(first, second, use_sample_covariance=False, **options)
+        for first, second in zip(one, other, strict=True)
+    ]
     return np.array(found, dtype=np.float64)
 
 
+def _smoothed(amount: NDArray[np.float32]) -> NDArray[np.float32]:
+    smooth = cv2.GaussianBlur(np.ascontiguousarray(amount, dtype=np.float32), (0, 0), STRUCTURE_UM / STRUCTURE_MPP)
+    return np.asarray(smooth, dtype=np.float32)
+
+
 def _standardized(images: NDArray[np.float32]) -> NDArray[np.float32]:
-    spread = float(images.std()) if images.size else 0.0
-    centred = images - images.mean() if images.size else images
-    return np.asarray(centred / spread if spread > 0 else centred, dtype=np.float32)
+    if not images.size:
+        return images
+    spread = float(images.std())
+    return np.asarray((images - images.mean()) / (spread if spread > 0 else 1.0), dtype=np.float32)

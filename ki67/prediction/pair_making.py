@@ -22,15 +22,20 @@ from ki67.errors import Stain
 from ki67.geometry import Mask, Points, Transform
 from ki67.prediction.he_nuclei import count_nuclei, nucleus_limit
 from ki67.prediction.pair_filters import (
+    AROUND_UM,
+    STRUCTURE_MPP,
     PairMeasures,
     PairSettings,
     Rejection,
+    field_px,
+    he_structure,
+    ki67_structure,
     rejections,
     similarities,
-    structure,
     white_share,
 )
 from ki67.prediction.patch_pairs import PatchPairs
+from ki67.prediction.slide_stain import SlideStain
 
 if TYPE_CHECKING:
     import pandas
@@ -44,6 +49,7 @@ GLASS_PERCENTILE = 95
 DARKEST_GLASS = 200
 LIMIT_PATCHES = 64
 """So many patches of a slide tell from where on hematoxylin is a nucleus."""
+WHITE_EXAMPLES = 4
 MOST_TRIES = 4
 """Patches that are mostly white are replaced by others, of at most so many times those wanted."""
 
@@ -81,6 +87,8 @@ class MadePairs:
         Why each patch has no label; None where it has one.
     similarity
         Structural similarity of each pair, ``(n,)``; NaN without a Ki-67 patch.
+    white
+        Some of the patches that were left out as mostly white, uint8 ``(k, size, size, 3)``.
     candidates
         Squares of the grid that are tumour enough.
     """
@@ -89,6 +97,7 @@ class MadePairs:
     ki67: NDArray[np.uint8] | None
     reasons: list[Rejection | None]
     similarity: NDArray[np.float64]
+    white: NDArray[np.uint8]
     candidates: int
 
     def to_json(self) -> dict[str, Any]:
@@ -173,28 +182,31 @@ def make_pairs(
         At most ``settings.patches_per_slide`` patches from top to bottom, row by row; which ones depends on
         ``settings.seed`` and ``slide_id`` alone.
     """
-    corners = tumor_squares(tumor, settings.side_um, settings.tumor_share)
-    corners_um, patches, white = _readable_patches(he, corners, settings, slide_id)
-    limit = nucleus_limit(patches[:: max(1, len(patches) // LIMIT_PATCHES)], settings.mpp)
-    nuclei_he = count_nuclei(patches, limit, settings.mpp)
-    labels, reasons, shown, similarity = _labels(patches, corners_um, nuclei_he, ki67, settings, unlabelled)
-    found = Counter([reason.value for reason in reasons if reason] + [Rejection.WHITE_HE.value] * white)
+    squares = tumor_squares(tumor, settings.side_um, settings.tumor_share)
+    read = _read_patches(he, squares, settings, slide_id)
+    limit = nucleus_limit(read.he[:: max(1, len(read.he) // LIMIT_PATCHES)], settings.mpp)
+    nuclei_he = count_nuclei(read.he, limit, settings.mpp)
+    if he is None or ki67 is None:
+        seen = _Ki67Seen.nothing(len(read.he), unlabelled or Rejection.NO_KI67)
+    else:
+        seen = _look_at_ki67(he, ki67, read.corners_um, nuclei_he, settings, limit.stain)
+    found = Counter([*seen.reasons, *[Rejection.WHITE_HE] * read.white])
     pairs = PatchPairs(
         slide=slide_id,
         patient=patient,
         marker=marker,
         mpp=settings.mpp,
-        he=patches,
-        center_um=corners_um + settings.side_um / 2,
-        positive=labels.positive,
-        negative=labels.negative,
-        label=labels.label,
+        he=read.he,
+        center_um=read.corners_um + settings.side_um / 2,
+        positive=seen.positive,
+        negative=seen.negative,
+        label=seen.label,
         nuclei_he=nuclei_he,
         slide_index=slide_index,
-        rejected={reason.value: found[reason.value] for reason in Rejection if found[reason.value]},
+        rejected={reason.value: found[reason] for reason in Rejection if found[reason]},
         settings=vars(settings),
     )
-    return MadePairs(pairs, shown, reasons, similarity, len(corners))
+    return MadePairs(pairs, seen.patches, seen.reasons, seen.similarity, read.white_examples, len(squares))
 
 
 def tumor_squares(tumor: Mask, side_um: float, share: float) -> Points:
@@ -253,84 +265,110 @@ def glass_color(slide: Slide) -> NDArray[np.uint8]:
 
 
 @dataclass(frozen=True)
-class _Labels:
-    """Columns of the pairs, each ``(n,)``."""
+class _Patches:
+    """What was read of the H&E: corners ``(n, 2)`` and pixels row by row, how many were white, and some of those."""
 
-    positive: NDArray[np.int32]
-    negative: NDArray[np.int32]
-    label: NDArray[np.float32]
-
-    @classmethod
-    def none(cls, count: int) -> _Labels:
-        zeros = np.zeros(count, dtype=np.int32)
-        return cls(zeros, zeros.copy(), np.full(count, np.nan, dtype=np.float32))
+    corners_um: Points
+    he: NDArray[np.uint8]
+    white: int
+    white_examples: NDArray[np.uint8]
 
 
-def _readable_patches(
-    he: Slide | None, corners_um: Points, settings: PairSettings, slide_id: str
-) -> tuple[Points, NDArray[np.uint8], int]:
-    """Corners and pixels of the chosen patches row by row, and how many of those tried are mostly white."""
-    size, wanted = settings.size_px, settings.patches_per_slide
+def _read_patches(he: Slide | None, squares_um: Points, settings: PairSettings, slide_id: str) -> _Patches:
+    """The chosen patches of the H&E; those that are mostly white are replaced by the next in the drawn order."""
+    wanted = settings.patches_per_slide
     chosen: list[int] = []
     patches: list[NDArray[np.uint8]] = []
-    white = 0
-    if he is not None and len(corners_um):
+    white: list[NDArray[np.uint8]] = []
+    if he is not None and len(squares_um):
         glass = glass_color(he)
-        order = drawn_order(len(corners_um), settings.seed, slide_id)[: MOST_TRIES * wanted]
+        order = drawn_order(len(squares_um), settings.seed, slide_id)[: MOST_TRIES * wanted]
         for place in tqdm(order, desc=f"{slide_id} H&E patches", unit="patch", disable=None):
             if len(chosen) == wanted:
                 break
-            x_um, y_um = corners_um[place]
-            patch = he.read(float(x_um), float(y_um), size, size, settings.mpp)
+            x_um, y_um = squares_um[place]
+            patch = he.read(float(x_um), float(y_um), settings.size_px, settings.size_px, settings.mpp)
             if white_share(patch, glass) < settings.white_he:
                 chosen.append(int(place))
                 patches.append(patch)
             else:
-                white += 1
-    by_place = np.argsort(chosen)
-    pixels = np.stack([patches[index] for index in by_place]) if chosen else np.zeros((0, size, size, 3), np.uint8)
-    return corners_um[np.sort(np.array(chosen, dtype=np.int64))], pixels, white
+                white.append(patch)
+    row_by_row = np.argsort(chosen)
+    return _Patches(
+        squares_um[np.sort(np.array(chosen, dtype=np.int64))],
+        _stacked([patches[index] for index in row_by_row], settings.size_px),
+        len(white),
+        _stacked(white[:WHITE_EXAMPLES], settings.size_px),
+    )
 
 
-def _labels(
-    patches: NDArray[np.uint8],
+def _stacked(patches: list[NDArray[np.uint8]], size_px: int) -> NDArray[np.uint8]:
+    return np.stack(patches) if patches else np.zeros((0, size_px, size_px, 3), dtype=np.uint8)
+
+
+@dataclass(frozen=True)
+class _Ki67Seen:
+    """What the Ki-67 slide tells of each patch: columns of the pairs ``(n,)``, reasons, pixels, similarity."""
+
+    positive: NDArray[np.int32]
+    negative: NDArray[np.int32]
+    label: NDArray[np.float32]
+    reasons: list[Rejection | None]
+    patches: NDArray[np.uint8] | None
+    similarity: NDArray[np.float64]
+
+    @classmethod
+    def nothing(cls, count: int, reason: Rejection) -> _Ki67Seen:
+        zeros, unknown = np.zeros(count, dtype=np.int32), np.full(count, np.nan)
+        return cls(zeros, zeros.copy(), unknown.astype(np.float32), [reason] * count, None, unknown)
+
+
+def _look_at_ki67(
+    he: Slide,
+    ki67: Ki67Side,
     corners_um: Points,
     nuclei_he: NDArray[np.float32],
-    ki67: Ki67Side | None,
     settings: PairSettings,
-    unlabelled: Rejection | None,
-) -> tuple[_Labels, list[Rejection | None], NDArray[np.uint8] | None, NDArray[np.float64]]:
-    """Labels, why there is none, the Ki-67 patches and their similarity to those of the H&E."""
-    count = len(patches)
-    if ki67 is None:
-        return _Labels.none(count), [unlabelled or Rejection.NO_KI67] * count, None, np.full(count, np.nan)
-    carried = _carried_patches(ki67, corners_um, settings)
-    glass = glass_color(ki67.slide)
-    similarity = similarities(_structures(patches, settings.mpp), _structures(carried, settings.mpp))
+    stain: SlideStain,
+) -> _Ki67Seen:
+    """Count, compare and decide, patch by patch."""
+    size, glass = settings.size_px, glass_color(ki67.slide)
+    places = tqdm(corners_um, desc=f"{ki67.slide.slide_id} Ki-67 patches", unit="patch", disable=None)
+    carried = [carried_patch(ki67.slide.read, corner, ki67.transform, size, settings.mpp) for corner in places]
     counts = _count_in_squares(ki67, corners_um, settings.side_um)
     measures = PairMeasures(
         white_ki67=np.array([white_share(patch, glass) for patch in carried], dtype=np.float64),
         nuclei_he=nuclei_he,
         nuclei_ki67=counts.nuclei,
         tumor_nuclei=counts.positive + counts.negative,
-        similarity=similarity,
+        similarity=_similarity(he, ki67, corners_um, settings, stain),
     )
     reasons = rejections(measures, settings)
     kept = np.array([reason is None for reason in reasons], dtype=bool)
-    label = np.where(kept, counts.share(settings.label), np.nan).astype(np.float32)
-    positive, negative = ((nuclei * kept).astype(np.int32) for nuclei in (counts.positive, counts.negative))
-    return _Labels(positive, negative, label), reasons, carried, similarity
+    return _Ki67Seen(
+        positive=(counts.positive * kept).astype(np.int32),
+        negative=(counts.negative * kept).astype(np.int32),
+        label=np.where(kept, counts.share(settings.label), np.nan).astype(np.float32),
+        reasons=reasons,
+        patches=_stacked(carried, size),
+        similarity=measures.similarity,
+    )
 
 
-def _carried_patches(ki67: Ki67Side, corners_um: Points, settings: PairSettings) -> NDArray[np.uint8]:
-    size = settings.size_px
-    squares = tqdm(corners_um, desc=f"{ki67.slide.slide_id} Ki-67 patches", unit="patch", disable=None)
-    carried = [carried_patch(ki67.slide.read, corner, ki67.transform, size, settings.mpp) for corner in squares]
-    return np.stack(carried) if carried else np.zeros((0, size, size, 3), dtype=np.uint8)
-
-
-def _structures(patches: NDArray[np.uint8], mpp: float) -> NDArray[np.float32]:
-    return np.stack([structure(patch, mpp) for patch in patches]) if len(patches) else np.zeros((0, 3, 3), np.float32)
+def _similarity(
+    he: Slide, ki67: Ki67Side, corners_um: Points, settings: PairSettings, stain: SlideStain
+) -> NDArray[np.float64]:
+    """Structural similarity of both stains in a field around each patch."""
+    side = field_px(settings.side_um)
+    pairs = []
+    for corner in corners_um - AROUND_UM:
+        field = he.read(float(corner[0]), float(corner[1]), side, side, STRUCTURE_MPP)
+        there = carried_patch(ki67.slide.read, corner, ki67.transform, side, STRUCTURE_MPP)
+        pairs.append((he_structure(field, stain), ki67_structure(there)))
+    if not pairs:
+        return np.zeros(0)
+    one, other = (np.stack(structures) for structures in zip(*pairs, strict=True))
+    return similarities(one, other)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ _WORD_COLOR = {True: "#1a1a1a", False: "#b00000"}
 def pairs_picture(made: MadePairs) -> NDArray[np.uint8]:
     """Pairs side by side, H&E left and the Ki-67 slide at the same place right.
 
-    First those with a label, from the lowest to the highest, then up to four for each reason why there is none.
+    First those with a label, from the lowest to the highest, then up to four for each reason why there is none, with
+    patches that were left out at the end.
 
     Returns
     -------
@@ -34,7 +35,8 @@ def pairs_picture(made: MadePairs) -> NDArray[np.uint8]:
     """
     from matplotlib.figure import Figure
 
-    shown = _chosen(made)
+    shown = [(_pair(made, patch), _words(made, patch), made.reasons[patch] is None) for patch in _chosen(made)]
+    shown += [(patch, REJECTION_WORDS[Rejection.WHITE_HE], False) for patch in made.white]
     rows = -(-len(shown) // PAIRS_A_ROW)
     size = (PAIRS_A_ROW * _CELL_INCHES[0], _TITLE_INCHES + rows * _CELL_INCHES[1])
     figure = Figure(figsize=size, dpi=_DPI)
@@ -47,10 +49,9 @@ def pairs_picture(made: MadePairs) -> NDArray[np.uint8]:
     for number, panel in enumerate(panels):
         panel.axis("off")
         if number < len(shown):
-            patch = shown[number]
-            panel.imshow(_pair(made, patch), interpolation="lanczos")
-            labelled = made.reasons[patch] is None
-            panel.set_title(_words(made, patch), fontsize=9, pad=3, color=_WORD_COLOR[labelled])
+            pixels, words, labelled = shown[number]
+            panel.imshow(pixels, interpolation="lanczos")
+            panel.set_title(words, fontsize=9, pad=3, color=_WORD_COLOR[labelled])
     return figure_pixels(figure)
 
 

@@ -47,7 +47,7 @@ def train_prediction(
     validated = cross_validate(slides, options, folds=folds, seed=seed, workers=workers, ki67=shown)
     known = training_range(slides)
     training = {
-        "markers": sorted({one.marker for one in slides}),
+        "marker": slides[0].marker,
         "folds": folds,
         "seed": seed,
         "labelled_patches": int(sum(one.labelled.sum() for one in slides)),
@@ -89,7 +89,7 @@ def evaluate_folder(folder: Path, cutoffs: Sequence[float] = CUTOFFS) -> dict[st
 def evaluation_pictures(folder: Path, record: Mapping[str, Any]) -> dict[str, NDArray[np.uint8]]:
     """Pictures by name, of a record of ``evaluate_folder``: ``slides``, ``patches`` and ``correlations``."""
     slides, patches = read_out_of_fold(folder)
-    title = f"Ki-67 index predicted from H&E alone by {record['method']}"
+    title = f"{record['model']['marker']} index predicted from H&E alone by {record['method']}"
     return {
         "slides": slide_picture(slides, record, title),
         "patches": patch_picture(patches, record, title),

@@ -56,8 +56,8 @@ function predictionTable(scores, caption) {
 
 // The slides without a Ki-67 slide, each with its predicted index or the reason why it has none.
 function predictedSlides(predicted) {
-  if (!predicted.length) return h("p", { class: "quiet" }, "Every slide of the sheet has a Ki-67 slide, so nothing was predicted.");
-  return h("table", { class: "pairs", id: "predicted" }, h("caption", {}, "Slides without a Ki-67 slide"),
+  if (!predicted.length) return h("p", { class: "quiet" }, `Every slide of the sheet has a ${DATA.marker} slide, so nothing was predicted.`);
+  return h("table", { class: "pairs", id: "predicted" }, h("caption", {}, `Slides without a ${DATA.marker} slide`),
     h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Slide"), h("th", { scope: "col" }, "Predicted index"), h("th", { scope: "col" }, "95 % interval"))),
     h("tbody", {}, predicted.map((one) => h("tr", {},
       h("th", { scope: "row" }, one.slide),
@@ -74,8 +74,8 @@ function predictionPlot(frame, size, slides) {
   const most = Math.min(100, 5 * Math.ceil((103 * highest) / 5));
   const x = linear(0, most, inner.left, inner.right);
   const y = linear(0, most, inner.bottom, inner.top);
-  axisLeft(root, inner, y, ticks(0, most, 6), "predicted index, %");
-  axisBottom(root, inner, x, ticks(0, most, 6), "measured index, %");
+  axisLeft(root, inner, y, ticks(0, most, 6), `predicted ${DATA.marker} index, %`);
+  axisBottom(root, inner, x, ticks(0, most, 6), `measured ${DATA.marker} index, %`);
   root.append(svg("line", { x1: x(0), x2: x(most), y1: y(0), y2: y(most), class: "identity" }));
   const at = (one) => ({ x: x(100 * one.index), y: y(100 * one.predicted) });
   root.append(svg("path", { class: "interval", d: told.map((one) => `M${at(one).x.toFixed(1)} ${y(100 * one.predicted_low).toFixed(1)}V${y(100 * one.predicted_high).toFixed(1)}`).join("") }));

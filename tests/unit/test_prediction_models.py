@@ -120,6 +120,12 @@ def test_slides_of_other_patches_are_refused() -> None:
         validated("mean_pooling", slides)
 
 
+def test_slides_of_another_marker_are_refused() -> None:
+    slides = [*drawn_slides(12), replace(drawn_slide(30, 0.2), marker="ER")]
+    with pytest.raises(ConfigError, match="S30: its pairs are of ER, those of S00 of Ki-67; make all"):
+        validated("mean_pooling", slides)
+
+
 def test_methods_of_patches_need_labels_and_those_of_slides_do_not() -> None:
     slides = [replace(one, label=np.full(len(one), np.nan, np.float32)) for one in drawn_slides(12)]
     with pytest.raises(ConfigError, match="predict.method forest learns from labelled patches, which only 0 patients"):
@@ -212,8 +218,9 @@ def test_a_new_slide_is_told_about_right_whatever_its_stain(trained: Path) -> No
         (drawn_slide(90, None, patches=0), "S90: 0 patches of tumour on the H&E are too few to predict from"),
         (drawn_slide(90, None, size=64), "S90: its patches have 64 px of 1 µm, those of the training 48 px of 1 µm"),
         (replace(drawn_slide(90, None), mpp=0.5), "S90: its patches have 48 px of 0.5 µm"),
+        (replace(drawn_slide(90, None), marker="ER"), "S90: the model learned the index of Ki-67 and not of ER"),
     ],
-    ids=["stain", "few", "none", "size", "scale"],
+    ids=["stain", "few", "none", "size", "scale", "marker"],
 )
 def test_a_slide_unlike_the_training_has_a_reason_instead_of_a_number(
     trained: Path, slide: PatchPairs, reason: str

@@ -142,7 +142,7 @@ def test_predictions_are_apart_from_measured_indices() -> None:
     score = {"value": 0.5, "low": 0.2, "high": 0.7}
     evaluation = {
         "method": "forest",
-        "model": {"method": "forest", "sha256": "ab", "slides": 40, "patients": 38},
+        "model": {"method": "forest", "marker": "Ki-67", "sha256": "ab", "slides": 40, "patients": 38},
         "slide": {"scores": {"spearman": score}},
         "patch": None,
         "out_of_fold": [{"slide": "S1", "index": 0.15, "predicted": 0.2, "predicted_low": 0.1, "predicted_high": 0.4}],
@@ -162,6 +162,15 @@ def test_predictions_are_apart_from_measured_indices() -> None:
 def test_a_report_without_predictions_holds_none() -> None:
     data = json.loads(Elements(report_html([record()], [PAGE], SETTINGS)).texts["script"][0])
     assert data["prediction"] is None
+
+
+def test_the_marker_names_the_report_and_the_index() -> None:
+    settings = ReportSettings((0.1,), ("low", "high"), marker="ER")
+    elements = Elements(report_html([record()], [PAGE], settings))
+    data = json.loads(elements.texts["script"][0])
+    assert (data["title"], data["marker"]) == ("ER report", "ER")
+    assert data["measures"][0][1][0] == ["index", "ER index", "percent"]
+    assert ReportSettings((0.1,), ("low", "high")).heading == "Ki-67 report"
 
 
 def test_a_cohort_without_slides_is_a_page() -> None:

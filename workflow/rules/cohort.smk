@@ -49,6 +49,7 @@ rule cohort:
         runtime=60,
     params:
         slides=list(SLIDES),
+        marker=SETTINGS["marker"]["name"],
         settings=SETTINGS["index"],
         code=code("cohort.py"),
     script:

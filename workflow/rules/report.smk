@@ -58,6 +58,7 @@ rule report:
         mem_mb=lambda wildcards, attempt: (2000 + len(SLIDES) // 2) * attempt,
         runtime=60,
     params:
+        marker=SETTINGS["marker"]["name"],
         settings=SETTINGS["index"],
         template=template_digest(),
         code=code("report.py"),

@@ -24,7 +24,7 @@ with stage_log(snakemake.log[0], stage="cohort", name="cohort") as log:
     write_csv(OUTPUT.cohort, slides)
     write_csv(OUTPUT.patients, patients)
     write_cohort_zarr(OUTPUT.store, slides.assign(**records.checksums), provenance)
-    write_image_png(OUTPUT.overview, cohort_overview(slides, CUTOFFS))
+    write_image_png(OUTPUT.overview, cohort_overview(slides, CUTOFFS, marker=snakemake.params.marker))
     write_json(OUTPUT.agreement_record, agreement)
     write_csv(OUTPUT.agreement, agreement_table(agreement))
     write_image_png(OUTPUT.agreement_picture, agreement_picture(slides, agreement))

@@ -11,12 +11,12 @@ from ki67.storage import read_json, whole, write_text
 INPUT, OUTPUT = snakemake.input, snakemake.output
 CUTOFFS, NAMES = index_categories(snakemake.params.settings["preset"], snakemake.params.settings["cutoffs"])
 
-
 with stage_log(snakemake.log[0], stage="report", name="cohort") as log:
     records = [read_json(path) for path in INPUT.indices]
     told = map(read_json, INPUT.predictions)
     predicted = prediction_data(read_json(INPUT.evaluation), told) if INPUT.evaluation else None
-    settings = ReportSettings(CUTOFFS, NAMES, read_json(INPUT.agreement), predicted, versions(("jinja2",)))
+    made_by, marker = versions(("jinja2",)), snakemake.params.marker
+    settings = ReportSettings(CUTOFFS, NAMES, read_json(INPUT.agreement), made_by, marker, predicted)
     pages, folder = map(read_json, INPUT.pages), OUTPUT.get("pages")
     shutil.rmtree(Path(OUTPUT.report).with_name(PAGES_FOLDER), ignore_errors=True)  # of a cohort that was larger
     if folder:
