@@ -21,7 +21,7 @@ ENVIRONMENTS = {
     "registration": f"{SLIDES} matplotlib numba scipy SimpleITK-SimpleElastix",
     "torch": f"{SLIDES} {TABLES} matplotlib numba pyyaml safetensors scikit-image scikit-learn scipy "
     "segmentation-models-pytorch torch torchvision tqdm",
-    "report": f"{SLIDES} {TABLES} anndata dask jinja2 matplotlib numba scipy spatialdata statsmodels",
+    "report": f"{SLIDES} {TABLES} anndata dask jinja2 matplotlib numba scikit-image scipy spatialdata statsmodels tqdm",
 }
 # What starts the jobs, on a cluster as well: Snakemake, and what the rules and the check of the sheet import.
 DRIVERS = {"driver": f"{SLIDES} jsonschema pyyaml snakemake[reports] snakemake-executor-plugin-slurm"}

@@ -94,6 +94,12 @@ def phantom(
     blur: Annotated[bool, typer.Option("--blur", help="A defocused patch in the Ki-67 slide.")] = False,
     missing_part: Annotated[bool, typer.Option("--missing-part", help="A missing part of the Ki-67 section.")] = False,
     stain_strength: Annotated[float | None, typer.Option(help="1 as usual; drawn if not given.")] = None,
+    proliferation: Annotated[
+        float | None, typer.Option(help="How much the H&E looks like it, 0 as the average tumour, 1 a deviation more.")
+    ] = None,
+    laboratory: Annotated[
+        int | None, typer.Option(min=0, help="Number of who stains and scans; drawn if not given.")
+    ] = None,
     mpp: Annotated[float, typer.Option(help="Microns per pixel.")] = 0.5,
     stains: Annotated[str, typer.Option(help="Slides to write: he, ki67 or he,ki67.")] = "he,ki67",
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -118,6 +124,8 @@ def phantom(
         blur=blur,
         missing_part=missing_part,
         stain_strength=stain_strength,
+        proliferation=proliferation,
+        laboratory=laboratory,
         mpp=mpp,
         stains=cast(tuple[Stain, ...], tuple(stains.split(","))),
         seed=seed,
@@ -205,6 +213,23 @@ def import_annotations(
         f"{out}: {written.images} images of {written.groups} groups (kind {written.kind}), {positive} positive, "
         f"{negative} negative and {other} other nuclei"
     )
+
+
+@app.command("import-pairs")
+def import_pairs(
+    folder: Annotated[Path, typer.Argument(help="Folder of H&E and Ki-67 slides, such as 01_HE.tif and 01_Ki67.tif.")],
+    out: Annotated[Path, typer.Option(help="New sample sheet.")],
+    marker: Annotated[str, typer.Option(help="What the other slides are stained for.")] = "Ki-67",
+    mpp_he: Annotated[float | None, typer.Option(min=0.05, max=2.0, help="Where the files do not say.")] = None,
+    mpp_ki67: Annotated[float | None, typer.Option(min=0.05, max=2.0, help="Where the files do not say.")] = None,
+) -> None:
+    """Make a sample sheet of pairs of slides that others published, by the names of their files."""
+    from ki67.prediction.pair_sheet import find_pairs, pairs_sentences, write_pair_sheet
+
+    found = find_pairs(folder, marker=marker)
+    write_pair_sheet(out, found, mpp_he=mpp_he, mpp_ki67=mpp_ki67)
+    for sentence in pairs_sentences(found, folder):
+        typer.echo(sentence)
 
 
 @app.command("fine-tune")
@@ -380,6 +405,29 @@ def evaluate_registration(
         typer.echo(f"{name.replace('_', ' ')}\t{value}")
     if out:
         write_json(out, result)
+
+
+@evaluate.command("prediction")
+def evaluate_prediction(
+    folder: Annotated[Path, typer.Argument(help="What `snakemake predict_train` wrote, such as prediction/forest.")],
+    out: Annotated[Path | None, typer.Option(help="JSON file for all results.")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Folder for pictures of slides, patches, correlations.")] = None,
+    preset: Annotated[str, typer.Option(help="Cut-offs as index.preset of the config.")] = "breast",
+    cutoffs: Annotated[
+        tuple[float, float] | None, typer.Option(help="Two fractions of your own instead of the preset's.")
+    ] = None,
+) -> None:
+    """How well the index is predicted from H&E alone: slides and patches that the models had not seen."""
+    from ki67.index import index_categories
+    from ki67.prediction.training import evaluate_folder, evaluation_pictures, prediction_table
+    from ki67.storage import write_image_png, write_json
+
+    record = evaluate_folder(folder, index_categories(preset, cutoffs)[0])
+    typer.echo(prediction_table(record))
+    for name, picture in evaluation_pictures(folder, record).items() if pictures else ():
+        write_image_png((pictures or Path()) / f"{record['method']}_{name}.png", picture)
+    if out:
+        write_json(out, record)
 
 
 @benchmark.command("inference")

@@ -69,6 +69,7 @@ CROSS_PX = 9
 OVERVIEW_PX = 1000
 MOST_NAMED = 60
 MOST_LISTED = 25
+MARKER = "Ki-67"
 INFORMATION = frozenset({Flag.NO_HE, Flag.IN_SITU_COUNTED, Flag.FEWER_THAN_1000_NUCLEI})
 
 FLAG_WORDS: dict[Flag, str] = {
@@ -112,10 +113,11 @@ def headline(record: Mapping[str, Any]) -> str:
     >>> headline({"slide": "S1", "index": None})
     'S1: no Ki-67 index'
     """
+    marker = record.get("marker", MARKER)
     if record["index"] is None or math.isnan(record["index"]):
-        return f"{record['slide']}: no Ki-67 index"
+        return f"{record['slide']}: no {marker} index"
     return (
-        f"{record['slide']}: Ki-67 index {100 * record['index']:.1f} % "
+        f"{record['slide']}: {marker} index {100 * record['index']:.1f} % "
         f"(95 % interval {100 * record['index_low']:.1f} to {100 * record['index_high']:.1f} %)"
     )
 
@@ -638,7 +640,9 @@ def _checkerboard(one: RgbImage, other: RgbImage, square_px: float) -> RgbImage:
     return np.where(((rows[:, None] + columns) % 2 == 0)[..., None], one, other).astype(np.uint8)
 
 
-def cohort_overview(slides: pandas.DataFrame, cutoffs: Sequence[float] = (0.10, 0.20)) -> RgbImage:
+def cohort_overview(
+    slides: pandas.DataFrame, cutoffs: Sequence[float] = (0.10, 0.20), *, marker: str = MARKER
+) -> RgbImage:
     """Index of every slide with its interval, the readers' indices, and a list of slides to look at.
 
     Parameters
@@ -647,10 +651,12 @@ def cohort_overview(slides: pandas.DataFrame, cutoffs: Sequence[float] = (0.10, 
         Table of ``ki67.cohort.slide_table``.
     cutoffs
         Fractions between the categories.
+    marker
+        What positive nuclei are stained for.
     """
     scored = slides[slides["index"].notna()]
-    title = f"{len(scored)} of {len(slides)} slides have a Ki-67 index"
-    plot = [_plot_indices(scored, cutoffs)] if len(scored) else []
+    title = f"{len(scored)} of {len(slides)} slides have a {marker} index"
+    plot = [_plot_indices(scored, cutoffs, marker)] if len(scored) else []
     lists = [
         _list_slides("Without an index", slides[slides["index"].isna()]),
         _list_slides("With an index, to be looked at", scored[_needs_a_look(scored)]),
@@ -677,14 +683,16 @@ def _in_words(flags: str) -> str:
     return ", ".join(FLAG_WORDS[Flag(flag)] for flag in flags.split(";") if flag) or "no reason recorded"
 
 
-def _plot_indices(scored: pandas.DataFrame, cutoffs: Sequence[float]) -> RgbImage:
+def _plot_indices(scored: pandas.DataFrame, cutoffs: Sequence[float], marker: str) -> RgbImage:
     """A row a slide, highest index on top; the ids are left out where they would not be legible."""
     from matplotlib.figure import Figure
 
     named = len(scored) <= MOST_NAMED
     height_px = 110 + (20 * len(scored) if named else 20 * MOST_NAMED)
     figure = Figure(figsize=(OVERVIEW_PX / 100, height_px / 100), dpi=100, layout="constrained")
-    _draw_indices(figure.add_subplot(), scored, cutoffs, named=named)
+    axes = figure.add_subplot()
+    _draw_indices(axes, scored, cutoffs, named=named)
+    axes.set_xlabel(f"{marker} index (%)")
     return figure_pixels(figure)
 
 
@@ -716,7 +724,6 @@ def _draw_indices(axes: Any, scored: pandas.DataFrame, cutoffs: Sequence[float],
         axes.plot(references, place, "D", color=reference_color, markersize=5, fillstyle="none", label=label)
     axes.set_ylim(len(table) - 0.4, -0.6)
     axes.set_xlim(0, max(30, np.nanmax([*high, *references]) * 1.05))
-    axes.set_xlabel("Ki-67 index (%)")
     axes.set_yticks(place if named else [], table["slide"] if named else [])
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="lower right", frameon=True, framealpha=0.9, fontsize=9)

@@ -261,6 +261,7 @@ def slide_record(
     patient: str,
     stages: Mapping[str, Mapping[str, Any]],
     references: Mapping[str, float | None],
+    marker: str = "Ki-67",
 ) -> dict[str, Any]:
     """Everything the stages found on a slide, as ``ki67.json`` holds it beside ``ki67.provenance.slide_provenance``.
 
@@ -274,12 +275,15 @@ def slide_record(
         Records of the stages by name: ``check``, ``tumor``, ``register``, ``transfer``, ``nuclei``.
     references
         Readers' indices by column of the sample sheet.
+    marker
+        What positive nuclei are stained for.
     """
     findings = slide_findings(result, stages, slide_id=slide)
     registration, tumor_he = stages.get("register", {}), stages.get("tumor", {})
     return {
         "slide": slide,
         "patient": patient,
+        "marker": marker,
         **result.measures,
         "interval": result.interval,
         "category": result.category,

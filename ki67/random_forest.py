@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -174,13 +174,14 @@ class Trees:
     Attributes
     ----------
     feature
-        int32 ``(M,)``, index in ``FEATURES``; -1 in a leaf.
+        int32 ``(M,)``, which feature decides; -1 in a leaf.
     threshold
-        float64 ``(M,)``: nuclei whose feature is at most this go to ``below``, others to ``above``.
+        float64 ``(M,)``: what has at most this of the feature goes to ``below``, all else to ``above``.
     below, above
         int32 ``(M,)``, indices of nodes, which come after their parent.
     shares
-        float32 ``(M, 3)``, shares of the classes among what reached the node in training.
+        float32 ``(M, K)``, what the node says: shares of the K classes among what reached it in training, or for K = 1
+        the mean of a number.
     roots
         int32 ``(T,)``, first node of each tree.
     """
@@ -193,19 +194,45 @@ class Trees:
     roots: NDArray[np.int32]
 
     def probabilities(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Mean share over the trees of ``NO_NUCLEUS``, ``POSITIVE`` and ``NEGATIVE``, ``(N, 3)``."""
+        """What the trees say in the mean of features ``(N, F)``: ``(N, K)``."""
         return _mean_shares(features, self.feature, self.threshold, self.below, self.above, self.shares, self.roots)
 
-    def sound(self) -> bool:
-        """Whether every way through the trees ends in a leaf, whatever a file may have held."""
+    def sound(self, features: int, answers: int) -> bool:
+        """Whether every way through the trees ends in a leaf, whatever a file may have held.
+
+        Parameters
+        ----------
+        features, answers
+            How many features there are to decide by, and how many numbers a leaf must say.
+        """
         nodes, inner = np.arange(len(self.feature)), self.feature >= 0
         sizes = {len(array) for array in (self.threshold, self.below, self.above, self.shares)}
-        if sizes != {len(nodes)} or self.shares.shape[1:] != (3,) or not len(self.roots):
+        if sizes != {len(nodes)} or self.shares.shape[1:] != (answers,) or not len(self.roots):
             return False
         ways = np.concatenate([self.below[inner], self.above[inner]])
         onward = np.all(ways > np.tile(nodes[inner], 2)) and np.all(ways < len(nodes))
         rooted = np.all((self.roots >= 0) & (self.roots < len(nodes)))
-        return bool(onward and rooted and np.all(self.feature < len(FEATURES)))
+        return bool(onward and rooted and np.all(self.feature < features))
+
+
+def joined_trees(parts: Sequence[Any], answers: NDArray[np.float64]) -> Trees:
+    """Trees that scikit-learn grew (``tree_`` of each), behind one another.
+
+    Parameters
+    ----------
+    answers
+        What the nodes of all of them say, ``(M, K)``.
+    """
+    roots = np.cumsum([0, *(part.node_count for part in parts[:-1])])
+    places = list(zip(parts, roots, strict=True))
+    return Trees(
+        feature=np.concatenate([np.where(part.children_left < 0, -1, part.feature) for part in parts]).astype(np.int32),
+        threshold=np.concatenate([part.threshold for part in parts]).astype(np.float64),
+        below=np.concatenate([part.children_left + root for part, root in places]).astype(np.int32),
+        above=np.concatenate([part.children_right + root for part, root in places]).astype(np.int32),
+        shares=answers.astype(np.float32),
+        roots=roots.astype(np.int32),
+    )
 
 
 @compiled
@@ -218,14 +245,14 @@ def _mean_shares(
     shares: NDArray[np.float32],
     roots: NDArray[np.int32],
 ) -> NDArray[np.float64]:
-    means = np.zeros((len(features), 3))
+    means = np.zeros((len(features), shares.shape[1]))
     for index in range(len(features)):
         for root in roots:
             node = root
             while feature[node] >= 0:
                 lower = features[index, feature[node]] <= threshold[node]
                 node = below[node] if lower else above[node]
-            for kind in range(3):
+            for kind in range(shares.shape[1]):
                 means[index, kind] += shares[node, kind]
     return means / len(roots)
 
@@ -338,6 +365,6 @@ def load_forest(folder: Path) -> NucleusForest:
 
 def _read_trees(content: bytes) -> Trees:
     trees = Trees(**safetensors.numpy.load(content))
-    if not trees.sound():
+    if not trees.sound(len(FEATURES), 3):
         raise ValueError("its trees do not end")
     return trees

@@ -24,7 +24,17 @@ if TYPE_CHECKING:
 MOST_SLIDES_IN_ONE_FILE = 300
 PAGES_FOLDER = "report_pages"
 TEMPLATE_FOLDER = Path(__file__).with_name("report_template")
-SCRIPTS = ("basics.js", "state.js", "scores.js", "plots.js", "agreement.js", "table.js", "slide.js", "main.js")
+SCRIPTS = (
+    "basics.js",
+    "state.js",
+    "scores.js",
+    "plots.js",
+    "agreement.js",
+    "prediction.js",
+    "table.js",
+    "slide.js",
+    "main.js",
+)
 STYLES = ("report.css",)
 HEATMAP_COLORS = 32  # of the bar beside a map
 REFERENCE = "reference_index"
@@ -40,7 +50,7 @@ MEASURES: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
     (
         "All tumour nuclei",
         (
-            ("index", "Ki-67 index", "percent"),
+            ("index", "Index", "percent"),
             ("positive", "Positive tumour nuclei", "count"),
             ("total", "All tumour nuclei", "count"),
             ("tumor_mm2", "Tumour", "mm2"),
@@ -96,15 +106,26 @@ class ReportSettings:
         Record of ``agreement.json``; empty where there is none.
     versions
         Of what wrote the report.
+    marker
+        What positive nuclei are stained for.
+    prediction
+        What was predicted from H&E alone (``prediction_data``); None where nothing was asked for.
     title
-        Of the page.
+        Of the page; "<marker> report" where it is empty.
     """
 
     cutoffs: Sequence[float]
     categories: Sequence[str]
     agreement: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
-    title: str = "Ki-67 report"
+    marker: str = "Ki-67"
+    prediction: Mapping[str, Any] | None = None
+    title: str = ""
+
+    @property
+    def heading(self) -> str:
+        """What stands above the report."""
+        return self.title or f"{self.marker} report"
 
 
 def report_html(
@@ -127,9 +148,33 @@ def report_html(
         "slides": [slide_summary(record) for record in records],
         "files": None if pages is not None else page_names(records),
         "agreement": settings.agreement,
+        "prediction": settings.prediction,
     }
     details = [] if pages is None else (slide_details(*pair) for pair in zip(records, pages, strict=True))
-    return _render(records, shared, details, settings, heading=settings.title)
+    return _render(records, shared, details, settings, heading=settings.heading)
+
+
+def prediction_data(evaluation: Mapping[str, Any], predicted: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the report shows of predictions from H&E alone.
+
+    Parameters
+    ----------
+    evaluation
+        Record of ``ki67.prediction.training.evaluate_folder``.
+    predicted
+        Records ``prediction.json`` of the slides that have an H&E alone.
+    """
+    levels = [(level, evaluation[level]) for level in ("slide", "patch") if evaluation[level]]
+    shown = ("slide", "predicted_index", "predicted_low", "predicted_high", "reason")
+    return {
+        "method": evaluation["method"],
+        "model": evaluation["model"],
+        "scores": [
+            {"level": level, "name": name, **score} for level, one in levels for name, score in one["scores"].items()
+        ],
+        "slides": evaluation["out_of_fold"],
+        "predicted": [{name: one[name] for name in shown} for one in predicted],
+    }
 
 
 def slide_pages(
@@ -151,7 +196,7 @@ def slide_pages(
             "after": names[number + 1] if number + 1 < len(names) else None,
             "place": [number + 1, len(names)],
         }
-        heading = f"{record['slide']} – {settings.title}"
+        heading = f"{record['slide']} – {settings.heading}"
         yield names[number], _render(records, shared, [slide_details(record, page)], settings, heading=heading)
 
 
@@ -249,11 +294,12 @@ def _render(
         "cutoffs": list(settings.cutoffs),
         "categories": list(settings.categories),
         "flags": _flags_of(shared["slides"]),
-        "measures": MEASURES,
+        "measures": _measures(settings.marker),
         "pages_folder": PAGES_FOLDER,
         "heatmap_colors": heatmap_colors(HEATMAP_COLORS),
         "versions": settings.versions,
-        "title": settings.title,
+        "title": settings.heading,
+        "marker": settings.marker,
     }
     return (
         _environment()
@@ -267,6 +313,12 @@ def _render(
             details=(json_for_script(to_plain(one)) for one in details),
         )
     )
+
+
+def _measures(marker: str) -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """``MEASURES`` with the marker's name before the index."""
+    named = {"index": f"{marker} index"}
+    return [(title, [(keys, named.get(keys, words), kind) for keys, words, kind in rows]) for title, rows in MEASURES]
 
 
 @cache

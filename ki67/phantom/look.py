@@ -48,6 +48,8 @@ class Look:
         Contrast of collagen and share of gaps in it, 0 to 1.
     blur_um, noise, sharpening
         Standard deviation of the focus and of the camera's noise (grey levels), strength of the unsharp mask.
+    mitoses
+        Share of tumour nuclei that are mitotic figures, plates of dense chromatin.
     """
 
     stain: Stain
@@ -77,6 +79,7 @@ class Look:
     blur_um: float
     noise: float
     sharpening: float
+    mitoses: float = 0.0
 
 
 def _mixed(rng: np.random.Generator, vectors: tuple[Triple, ...]) -> Triple:

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from ki67.errors import Ki67Error, Stain
 from ki67.geometry import RigidTransform
 from ki67.phantom.artifacts import PENS, Artifacts, Disc, Line
+from ki67.phantom.laboratory import stained_by
 from ki67.phantom.layout import Layout
 from ki67.phantom.look import Look, random_look
 from ki67.phantom.nuclei import Section, logit_for
+from ki67.phantom.proliferation import proliferating
 from ki67.phantom.pyramid import TILE_PX
 from ki67.phantom.textures import Noise
 
@@ -44,6 +46,11 @@ class PhantomOptions:
         Ink on both slides; a fold in both sections; a defocused patch and a missing part in the Ki-67 section.
     stain_strength
         Multiplies all stains, 1 as usual; drawn from the seed where it is ``None``.
+    proliferation
+        How much the morphology is that of a proliferating tumour, -4 to 4 standard deviations from the average
+        (``ki67.phantom.proliferation``); where it is ``None``, morphology is drawn without regard to it.
+    laboratory
+        Number of the laboratory that stains and scans the H&E; each slide has one of its own where it is ``None``.
     stains
         Which slides are written.
     """
@@ -60,6 +67,8 @@ class PhantomOptions:
     blur: bool = False
     missing_part: bool = False
     stain_strength: float | None = None
+    proliferation: float | None = None
+    laboratory: int | None = None
     mpp: float = 0.5
     stains: tuple[Stain, ...] = ("he", "ki67")
     seed: int = 0
@@ -71,6 +80,7 @@ class PhantomOptions:
             ("ki67_fraction", self.ki67_fraction, 0, 1),
             ("mpp", self.mpp, 0.1, 2),
             ("stain_strength", self.stain_strength or 1.0, 0.2, 3),
+            ("proliferation", self.proliferation or 0.0, -4, 4),
         ):
             if not low <= value <= high:
                 raise Ki67Error(f"phantom: {name} is {value:g}; give a number from {low:g} to {high:g}")
@@ -215,6 +225,10 @@ def _looks(rng: np.random.Generator, options: PhantomOptions) -> dict[Stain, Loo
     """Both stains of the same tumour: its nuclei have the same size and structure in both."""
     strength = float(rng.uniform(0.8, 1.25)) if options.stain_strength is None else options.stain_strength
     he, ki67 = (random_look(rng, stain, stain_strength=strength) for stain in ("he", "ki67"))
+    if options.laboratory is not None:
+        he = stained_by(he, options.laboratory, strength)
+    if options.proliferation is not None:
+        he = proliferating(he, options.proliferation)
     shared = {
         name: getattr(he, name)
         for name in ("nucleus_um", "size_spread", "elongation", "irregularity", "density", "stroma_density", "cell_um")

@@ -92,11 +92,11 @@ function distributionPlot(frame, width) {
   const height = 300;
   const highest = Math.max(...visible.map((slide) => slide.index_high ?? slide.index), 0.28) * 100;
   const most = Math.min(100, 5 * Math.ceil((highest * 1.03) / 5));
-  const label = `Ki-67 index of ${visible.length} slides with 95 % intervals, from ${percent(visible[0].index)} to ${percent(visible.at(-1).index)}; the table below holds every value`;
+  const label = `${DATA.marker} index of ${visible.length} slides with 95 % intervals, from ${percent(visible[0].index)} to ${percent(visible.at(-1).index)}; the table below holds every value`;
   const { root, inner } = plotArea(width, height, { left: 40, right: 12, top: 30, bottom: 28 }, label);
   const x = linear(-0.5, visible.length - 0.5, inner.left + 6, inner.right - 6);
   const y = linear(0, most, inner.bottom, inner.top);
-  axisLeft(root, inner, y, ticks(0, most, 6), "Ki-67 index, %");
+  axisLeft(root, inner, y, ticks(0, most, 6), `${DATA.marker} index, %`);
   for (const cutoff of DATA.cutoffs) {
     root.append(
       svg("line", { x1: inner.left, x2: inner.right, y1: y(100 * cutoff), y2: y(100 * cutoff), class: "cutoff" }),

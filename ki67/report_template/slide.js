@@ -143,8 +143,8 @@ function registrationFigure(slide, page) {
   const figure = h("figure", {});
   figure.append(
     h("figcaption", {}, h("span", {}, "Registration"), found ? largeSwitch(figure) : null),
-    found ? pictureFrame(found.picture, "H&E in magenta and Ki-67 in green, on top of each other") : absent(page.absent.registration, slide),
-    h("p", { class: "quiet" }, found ? `H&E magenta, Ki-67 green, both gray. ${found.reason}` : ""),
+    found ? pictureFrame(found.picture, `H&E in magenta and ${DATA.marker} in green, on top of each other`) : absent(page.absent.registration, slide),
+    h("p", { class: "quiet" }, found ? `H&E magenta, ${DATA.marker} green, both gray. ${found.reason}` : ""),
   );
   return figure;
 }

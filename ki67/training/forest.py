@@ -26,6 +26,7 @@ from ki67.random_forest import (
     POSITIVE,
     NucleusForest,
     Trees,
+    joined_trees,
     nucleus_features,
     save_forest,
 )
@@ -163,17 +164,8 @@ def _kinds(found: Nuclei, image: data.AnnotatedImage, mpp: float) -> NDArray[np.
 def trees_of(forest: RandomForestClassifier) -> Trees:
     """The trees of a trained forest of the three classes."""
     parts = [tree.tree_ for tree in forest.estimators_]
-    roots = np.cumsum([0, *(part.node_count for part in parts[:-1])])
-    places = list(zip(parts, roots, strict=True))
     shares = np.concatenate([part.value[:, 0] for part in parts])
-    return Trees(
-        feature=np.concatenate([np.where(part.children_left < 0, -1, part.feature) for part in parts]).astype(np.int32),
-        threshold=np.concatenate([part.threshold for part in parts]).astype(np.float64),
-        below=np.concatenate([part.children_left + root for part, root in places]).astype(np.int32),
-        above=np.concatenate([part.children_right + root for part, root in places]).astype(np.int32),
-        shares=(shares / shares.sum(axis=1, keepdims=True)).astype(np.float32),
-        roots=roots.astype(np.int32),
-    )
+    return joined_trees(parts, shares / shares.sum(axis=1, keepdims=True))
 
 
 def _scores(forest: NucleusForest, images: list[data.AnnotatedImage]) -> dict[str, float]:

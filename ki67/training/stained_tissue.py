@@ -19,6 +19,7 @@ from ki67.phantom.nuclei import unmasked_hematoxylin
 from ki67.phantom.paint import develop, expose
 from ki67.phantom.textures import Floats, Noise
 from ki67.stain import STAINED_OD
+from ki67.stain_vectors import macenko_vectors
 from ki67.training.restained import nuclear_dab
 from ki67.training.targets import NEGATIVE, OTHER, POSITIVE
 
@@ -65,14 +66,7 @@ def stain_amounts(rgb: NDArray[np.uint8]) -> tuple[Floats, Floats]:
     density = -np.log10((rgb.astype(np.float32) + 1) / 256)
     density = np.maximum(density - np.percentile(density.reshape(-1, 3), 1, axis=0), 0).astype(np.float32)
     stained = density[density.sum(axis=2) > STAINED_OD]
-    plane = np.linalg.eigh(np.cov(stained.T))[1][:, [2, 1]]
-    plane *= np.sign(plane.sum(axis=0))
-    projected = stained @ plane
-    angles = np.percentile(np.arctan2(projected[:, 1], projected[:, 0]), [1, 99])
-    vectors = np.abs(np.stack([plane @ [np.cos(angle), np.sin(angle)] for angle in angles]))
-    # Eosin lets red light pass.
-    vectors = vectors[np.argsort(-vectors[:, 0])]
-    amounts = np.maximum(density @ np.linalg.pinv(vectors), 0)
+    amounts = np.maximum(density @ np.linalg.pinv(macenko_vectors(stained)), 0)
     amounts /= np.percentile(amounts.reshape(-1, 2), 97, axis=0)
     return amounts[..., 0].astype(np.float32), amounts[..., 1].astype(np.float32)
 

@@ -68,6 +68,7 @@ def test_a_headline_gives_the_index_in_percent_with_its_interval():
     record = {"slide": "S1", "index": 0.153, "index_low": 0.1412, "index_high": 0.166}
     assert headline(record) == "S1: Ki-67 index 15.3 % (95 % interval 14.1 to 16.6 %)"
     assert headline({"slide": "S1", "index": float("nan")}) == "S1: no Ki-67 index"
+    assert headline({"slide": "S1", "index": None, "marker": "ER"}) == "S1: no ER index"
 
 
 def test_nuclei_are_drawn_where_they_lie_in_the_colour_of_their_class():

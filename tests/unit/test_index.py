@@ -249,6 +249,7 @@ def test_a_record_holds_what_the_stages_know():
     result = ki67_index(nuclei(100, 900), TUMOR)
     record = slide_record(result, slide="S1", patient="P1", stages=stages, references=references)
     assert (record["slide"], record["patient"], record["index"]) == ("S1", "P1", 0.1)
+    assert record["marker"] == "Ki-67"
     assert (record["category"], record["point_category"], record["interval"]) == ("indeterminate", "10-20%", "wilson")
     assert [name for name in record if name in MEASURES] == list(MEASURES)
     assert record["hot_spots"][0]["index"] == record["index_hot_spot"]

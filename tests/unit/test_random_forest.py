@@ -126,7 +126,7 @@ def test_trees_as_arrays_answer_as_scikit_learn_does():
     kinds = (features[:, 0] > 0).astype(int) + (features[:, 3] > 0.5)
     forest = RandomForestClassifier(20, max_leaf_nodes=30, random_state=0).fit(features, kinds)
     trees = trees_of(forest)
-    assert trees.sound()
+    assert trees.sound(len(FEATURES), 3)
     np.testing.assert_allclose(trees.probabilities(features), forest.predict_proba(features), atol=1e-6)
 
 

@@ -90,6 +90,20 @@ def test_a_classifier_of_patches_is_trained_by_name(workflow: Workflow, network:
     assert workflow.planned(f"train_{network}") == {"draw_fields": 1, "train_patches": 1, f"train_{network}": 1}
 
 
+@pytest.mark.usefixtures("shipped_networks")
+def test_patch_pairs_of_all_slides_are_made_by_name(workflow: Workflow, sheet: Path) -> None:
+    pairs = dict.fromkeys((*STAGES, "pairs"), 2)
+    assert workflow.planned("--config", f"slides={sheet.name}", "--", "predict_pairs") == pairs | {"predict_pairs": 1}
+    one = workflow.planned("--config", f"slides={sheet.name}", "--", "results/S01/pairs.json")
+    assert one == dict.fromkeys((*STAGES, "pairs"), 1)
+
+
+def test_patch_pairs_of_no_slide_ask_for_slides(workflow: Workflow) -> None:
+    result = workflow.run("--dry-run", "--", "predict_pairs")
+    assert result.returncode != 0
+    assert "lists no slide yet; add a row for each (see config/README.md)" in result.stdout
+
+
 def test_a_forest_is_trained_by_name(workflow: Workflow) -> None:
     assert workflow.planned("train_nuclei_forest") == {"draw_fields": 1, "train_forest": 1, "train_nuclei_forest": 1}
 

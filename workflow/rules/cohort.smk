@@ -1,6 +1,7 @@
 rule cohort:
     input:
         indices=expand("results/{slide}/ki67.json", slide=SLIDES),
+        predictions=predictions,
     output:
         cohort=report(
             "results/cohort/cohort.csv",
@@ -48,6 +49,7 @@ rule cohort:
         runtime=60,
     params:
         slides=list(SLIDES),
+        marker=SETTINGS["marker"]["name"],
         settings=SETTINGS["index"],
         code=code("cohort.py"),
     script:

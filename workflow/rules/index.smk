@@ -51,6 +51,7 @@ rule index:
         ki67=slide_file("ki67"),
         patient=of_row("patient"),
         references=of_row("references"),
+        marker=SETTINGS["marker"]["name"],
         settings=SETTINGS["index"],
         code=code("index.py"),
     script:

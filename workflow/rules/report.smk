@@ -35,6 +35,8 @@ rule report:
         indices=expand("results/{slide}/ki67.json", slide=SLIDES),
         pages=expand("results/{slide}/page.json", slide=SLIDES),
         agreement="results/cohort/agreement.json",
+        evaluation=prediction_evaluation,
+        predictions=predictions,
     output:
         **slide_pages_folder(),
         report=report(
@@ -56,6 +58,7 @@ rule report:
         mem_mb=lambda wildcards, attempt: (2000 + len(SLIDES) // 2) * attempt,
         runtime=60,
     params:
+        marker=SETTINGS["marker"]["name"],
         settings=SETTINGS["index"],
         template=template_digest(),
         code=code("report.py"),

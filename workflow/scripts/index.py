@@ -11,7 +11,7 @@ from ki67.slides import open_checked_slide
 
 SLIDE, INPUT, OUTPUT, PARAMS = snakemake.wildcards.slide, snakemake.input, snakemake.output, snakemake.params
 STAGES, SETTINGS = ("check", "tumor", "register", "transfer", "nuclei"), PARAMS.settings
-DISTRIBUTIONS = ("numpy", "geopandas", "dask", "spatialdata")
+DISTRIBUTIONS, TOLD = ("numpy", "geopandas", "dask", "spatialdata"), ("patient", "references", "marker")
 CUTOFFS, NAMES = index_categories(SETTINGS["preset"], SETTINGS["cutoffs"])
 
 
@@ -28,7 +28,7 @@ with stage_log(snakemake.log[0], stage="index", name=SLIDE) as log:
     stages = {stage: storage.read_json(INPUT[stage]) for stage in STAGES}
     nuclei, tumor = storage.read_nuclei_parquet(INPUT.table), storage.read_tumor_zarr(INPUT.tumor_ki67, "ki67")
     result = ki67_index(nuclei, tumor, cutoffs=CUTOFFS, names=NAMES, certainty=SETTINGS["certainty"], slide_id=SLIDE)
-    record = slide_record(result, slide=SLIDE, patient=PARAMS.patient, stages=stages, references=PARAMS.references)
+    record = slide_record(result, slide=SLIDE, stages=stages, **{name: PARAMS[name] for name in TOLD})
     shown, checked = "ki67" if stages["check"]["stains"]["ki67"] else "he", stages["check"]["stains"]
     outlined = tumor if shown == "ki67" else storage.read_tumor_zarr(INPUT.tumor_he, "he")
     for name, picture in draw(shown, checked[shown], outlined, nuclei, result.local, record).items():
