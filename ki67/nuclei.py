@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ from ki67.extraction import ExtractionOptions, Nuclei, extract_nuclei
 from ki67.fields import OWN_COLUMNS_PX, OWN_ROWS_PX, Band, Field, FieldAssembly, Progress, fields_of_bands
 from ki67.geometry import Mask
 from ki67.inference import Block, InferenceRun, InferenceStatistics, Running
-from ki67.networks import Predictor
 from ki67.nucleus_review import ReviewOptions, review_nuclei
 from ki67.nucleus_table import COLUMNS, empty_nuclei, nucleus_table
 from ki67.outlines import OUTLINE_VERTICES, outline_nuclei, polygons
+from ki67.predictors import Predictor
 from ki67.probability_zarr import ProbabilityWriter, probability_zarr
 from ki67.slides import Slide
 from ki67.stain import OD_TO_HED, optical_density
@@ -37,6 +38,7 @@ from ki67.tiles import TilePlan, cells_of, plan_tiles
 __all__ = [
     "OUTLINE_VERTICES",
     "REACH_UM",
+    "Extract",
     "ExtractionOptions",
     "FoundNuclei",
     "Nuclei",
@@ -56,6 +58,10 @@ __all__ = [
 Revise = Callable[[Nuclei, NDArray[np.uint8], float], Nuclei]
 """A second look at all nuclei of an image uint8 ``(H, W, 3)`` of so many microns per pixel: which are kept, and what
 they are."""
+
+Extract = Callable[[NDArray[np.uint8], float], Nuclei]
+"""Single nuclei from a predictor's answer uint8 ``(C, H, W)`` to an image of so many microns per pixel, for predictors
+of other classes than ``ki67.extraction.extract_nuclei`` takes."""
 
 REACH_UM = 20.0
 """Farthest that a nucleus and what decides on it reach from its middle: the nucleus, the next one that it touches, and
@@ -113,6 +119,7 @@ def detect_nuclei(
     cell_px: int = CELL_PX,
     offset_px: tuple[int, int] = (0, 0),
     options: ExtractionOptions | None = None,
+    extract: Extract | None = None,
     revise: Revise | None = None,
     review: ReviewOptions | None = None,
     running: Running | None = None,
@@ -127,12 +134,14 @@ def detect_nuclei(
     tumor
         In the slide's frame. Nuclei outside of it but in its tiles are kept, with ``in_tumor`` false.
     network
-        Of the five classes of ``ki67.networks.NUCLEUS_CLASSES``.
+        Of the five classes of ``ki67.predictors.NUCLEUS_CLASSES``, or of those that ``extract`` takes.
     cell_px, offset_px
         Side of a cell, and where the grid begins; see ``ki67.tiles``. Small cells follow the outlines of small nests of
         tumour closely.
     options
-        How probabilities become nuclei.
+        How probabilities of the five classes become nuclei.
+    extract
+        How answers of other classes become nuclei; then ``options`` do not matter.
     revise
         A second look at the nuclei of every field.
     review
@@ -153,6 +162,7 @@ def detect_nuclei(
         slide.size_um,
         mpp=mpp,
         cell_px=cell_px,
+        halo_px=network.halo_px,
         block_cells=cells_of(network.block_px, cell_px),
         margin_um=_MARGIN_UM,
         offset_px=offset_px,
@@ -162,7 +172,7 @@ def detect_nuclei(
         if probabilities is not None:
             store = stack.enter_context(probability_zarr(probabilities, plan, network.spec.classes, tumor.frame))
         run = stack.enter_context(InferenceRun(slide, plan, network, label=f"{slide.slide_id} nuclei", running=running))
-        found = _nuclei_of_run(run, options or ExtractionOptions(), revise, store)
+        found = _nuclei_of_run(run, extract or partial(_extracted, options or ExtractionOptions()), revise, store)
         with run.postprocessing():
             levels = None
             if review is not None:
@@ -173,8 +183,12 @@ def detect_nuclei(
     return NucleusDetection(table, statistics, levels)
 
 
+def _extracted(options: ExtractionOptions, probabilities: NDArray[np.uint8], mpp: float) -> Nuclei:
+    return extract_nuclei(probabilities, mpp=mpp, options=options)
+
+
 def _nuclei_of_run(
-    run: InferenceRun, options: ExtractionOptions, revise: Revise | None, store: ProbabilityWriter | None
+    run: InferenceRun, extract: Extract, revise: Revise | None, store: ProbabilityWriter | None
 ) -> list[FoundNuclei]:
     """The nuclei of all fields, found on the run's threads between its windows."""
     mpp = run.plan.mpp
@@ -184,7 +198,7 @@ def _nuclei_of_run(
 
     def look(fields: Iterable[Field]) -> None:
         for field in fields:
-            waiting.append(run.submit(nuclei_of_field, field, mpp=mpp, options=options, revise=revise))
+            waiting.append(run.submit(nuclei_of_field, field, mpp=mpp, extract=extract, revise=revise))
             # What waits holds on to answers, so not too much may wait.
             while len(waiting) > _MOST_WAITING:
                 found.append(waiting.popleft().result())
@@ -220,7 +234,7 @@ def field_margin_px(mpp: float) -> int:
 def nuclei_of_bands(bands: Iterable[Band], *, mpp: float, options: ExtractionOptions) -> Iterator[FoundNuclei]:
     """The nuclei of bands that come from top to bottom, each nucleus once, field by field."""
     for field in fields_of_bands(bands, margin_px=field_margin_px(mpp)):
-        yield nuclei_of_field(field, mpp=mpp, options=options)
+        yield nuclei_of_field(field, mpp=mpp, extract=partial(_extracted, options))
 
 
 def _joined(parts: list[FoundNuclei]) -> FoundNuclei:
@@ -230,9 +244,7 @@ def _joined(parts: list[FoundNuclei]) -> FoundNuclei:
     return FoundNuclei(columns, np.concatenate([part.outlines for part in parts]))
 
 
-def nuclei_of_field(
-    field: Field, *, mpp: float, options: ExtractionOptions, revise: Revise | None = None
-) -> FoundNuclei:
+def nuclei_of_field(field: Field, *, mpp: float, extract: Extract, revise: Revise | None = None) -> FoundNuclei:
     """The nuclei whose centre of mass is one of the field's own pixels.
 
     It depends on nothing but the field, and can run on any thread beside others.
@@ -243,13 +255,13 @@ def nuclei_of_field(
         With a margin of ``field_margin_px``.
     mpp
         Microns per pixel.
-    options
-        See there.
+    extract
+        How answers become nuclei.
     revise
         A second look at the nuclei. It sees those of the margin too, so that it can look around the field's own.
     """
     probabilities, rgb = field.arrays()
-    nuclei = extract_nuclei(probabilities, mpp=mpp, options=options)
+    nuclei = extract(probabilities, mpp)
     if revise is not None:
         nuclei = revise(nuclei, rgb, mpp)
     nuclei = nuclei.chosen(_owned(nuclei, field.margin_px))

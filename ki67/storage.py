@@ -48,7 +48,7 @@ NUCLEUS_CHANNELS: dict[str, str] = {
     "negative_nucleus": "005CD6",
     "negative_membrane": "90C0FF",
 }
-"""Classes of ``ki67.networks.NUCLEUS_CLASSES``, with their colours in viewers."""
+"""Classes of ``ki67.predictors.NUCLEUS_CLASSES``, with their colours in viewers."""
 NUCLEI_IN_GROUP = 50_000
 CLASS_COLORS: dict[str, tuple[int, int, int]] = {
     "Positive": (213, 32, 32),

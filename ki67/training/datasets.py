@@ -10,7 +10,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -18,7 +18,7 @@ import yaml
 from numpy.typing import NDArray
 
 from ki67.errors import Ki67Error
-from ki67.networks import WHOLE_NUCLEUS_CLASSES, NetworkSpec
+from ki67.predictors import WHOLE_NUCLEUS_CLASSES
 from ki67.training.targets import (
     IGNORED,
     NEGATIVE,
@@ -29,6 +29,9 @@ from ki67.training.targets import (
     tumor_target,
     without_membranes,
 )
+
+if TYPE_CHECKING:
+    from ki67.networks import NetworkSpec
 
 NUCLEUS_RADIUS_UM = 3.5
 """Of the discs that stand for nuclei of which only the centre is known; breast tumour nuclei are 7 to 12 µm wide."""
@@ -107,6 +110,21 @@ class AnnotatedImage:
     nuclei: NDArray[np.float64]
 
 
+class Grouped(Protocol):
+    """An image of a dataset that belongs to a group; see ``AnnotatedImage``."""
+
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset."""
+        ...
+
+    @property
+    def group(self) -> str:
+        """Images of one group stay together."""
+        ...
+
+
+SomeImage = TypeVar("SomeImage", bound=Grouped)
 _Annotation = tuple[NDArray[np.uint8], NDArray[np.float64]]
 
 
@@ -389,7 +407,7 @@ def membrane_px(mpp: float) -> int:
 _READERS = {"instances": _read_instances, "nuclei": _read_centroids, "tumor": _read_tumor}
 
 
-def split(images: list[AnnotatedImage], share: float, seed: int) -> tuple[list[AnnotatedImage], list[AnnotatedImage]]:
+def split(images: list[SomeImage], share: float, seed: int) -> tuple[list[SomeImage], list[SomeImage]]:
     """Part images into training and validation, whole groups at a time, each dataset for itself.
 
     The groups of a dataset that go to validation are neighbours in the order of their names, as neighbours are often of
