@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ki67.extraction import ExtractionOptions, Nuclei, extract_nuclei
 from ki67.familiarity import Ranges, familiarity, unlike_training_finding
 from ki67.geometry import Mask
-from ki67.nuclei import Extract, NucleusDetection, Revise, Running, detect_nuclei, stain_amounts
+from ki67.nuclei import Extract, Maps, NucleusDetection, Revise, Running, detect_nuclei, stain_amounts
 from ki67.nucleus_review import ReviewOptions, review_nuclei
 from ki67.predictors import Predictor, predict_image
 from ki67.slides import Slide
@@ -48,8 +48,8 @@ class Detector:
         Method, name of the model and, where there is one, hash and precision: what a record says made a result.
     options
         How probabilities of the five classes become nuclei.
-    extract
-        How answers of other classes become nuclei.
+    extract, maps
+        How answers of other classes become nuclei, and probabilities to keep.
     revise
         A second look at all nuclei of an image.
     review
@@ -63,6 +63,7 @@ class Detector:
     identity: Mapping[str, str]
     options: ExtractionOptions = field(default_factory=ExtractionOptions)
     extract: Extract | None = None
+    maps: Maps | None = None
     revise: Revise | None = None
     review: ReviewOptions | None = None
     familiar: Ranges | None = None
@@ -90,6 +91,7 @@ class Detector:
             review=self.review,
             running=running,
             probabilities=probabilities,
+            maps=self.maps,
         )
         if self.familiar is None:
             return found

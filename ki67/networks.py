@@ -31,6 +31,7 @@ from ki67.patch_classifier import PatchClassifier, between_cells, cut_patches, p
 from ki67.predictors import NUCLEUS_CLASSES as NUCLEUS_CLASSES
 from ki67.predictors import STRIDE_PX as STRIDE_PX
 from ki67.predictors import WHOLE_NUCLEUS_CLASSES as WHOLE_NUCLEUS_CLASSES
+from ki67.predictors import Precision as Precision
 from ki67.predictors import Predictor as Predictor
 from ki67.predictors import predict_image as predict_image
 from ki67.quantized import QuantizedNetwork, Ranges, computes_int8
@@ -39,7 +40,6 @@ from ki67.tiles import CELL_PX, HALO_PX
 log = logging.getLogger(__name__)
 
 Architecture = Literal["unet_densenet121", "unet_resnet34", "unet_resnet50", "patches_googlenet"]
-Precision = Literal["auto", "int8", "bfloat16", "float32"]
 
 RANGES_FILE = "int8.safetensors"
 NO_INT8 = "does not compute in 8-bit integers"

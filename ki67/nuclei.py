@@ -7,10 +7,10 @@ around its own pixels, and a nucleus is counted where its centre of mass lies, s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ __all__ = [
     "Extract",
     "ExtractionOptions",
     "FoundNuclei",
+    "Maps",
     "Nuclei",
     "NucleusDetection",
     "Revise",
@@ -62,6 +63,9 @@ they are."""
 Extract = Callable[[NDArray[np.uint8], float], Nuclei]
 """Single nuclei from a predictor's answer uint8 ``(C, H, W)`` to an image of so many microns per pixel, for predictors
 of other classes than ``ki67.extraction.extract_nuclei`` takes."""
+
+Maps = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+"""Probabilities for people to see, uint8 ``(C, H, W)``, of an answer that does not hold them as such."""
 
 REACH_UM = 20.0
 """Farthest that a nucleus and what decides on it reach from its middle: the nucleus, the next one that it touches, and
@@ -95,12 +99,15 @@ class NucleusDetection:
         Of DAB, by which nuclei were called positive; None where the network decided.
     findings
         What makes the nuclei doubtful.
+    stains
+        Their colours on the slide and what is shown of them, where the method depends on it: plain JSON values.
     """
 
     table: geopandas.GeoDataFrame
     statistics: InferenceStatistics
     levels: DabLevels | None = None
     findings: tuple[Finding, ...] = ()
+    stains: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """All but the table as plain JSON values."""
@@ -108,6 +115,7 @@ class NucleusDetection:
             "statistics": self.statistics.to_json(),
             "dab_levels": self.levels and asdict(self.levels),
             "findings": [finding.to_json() for finding in self.findings],
+            **({} if self.stains is None else {"stains": dict(self.stains)}),
         }
 
 
@@ -124,6 +132,7 @@ def detect_nuclei(
     review: ReviewOptions | None = None,
     running: Running | None = None,
     probabilities: Path | str | None = None,
+    maps: Maps | None = None,
 ) -> NucleusDetection:
     """All nuclei in the tiles of a slide that touch the tumour.
 
@@ -150,6 +159,8 @@ def detect_nuclei(
         No nucleus depends on it.
     probabilities
         Where to write the network's probabilities as OME-Zarr; nowhere if not given.
+    maps
+        What is written of an answer; the answer itself if not given.
 
     Raises
     ------
@@ -168,11 +179,12 @@ def detect_nuclei(
         offset_px=offset_px,
     )
     with ExitStack() as stack:
-        store = None
+        write = None
         if probabilities is not None:
             store = stack.enter_context(probability_zarr(probabilities, plan, network.spec.classes, tumor.frame))
+            write = partial(_write, store, maps)
         run = stack.enter_context(InferenceRun(slide, plan, network, label=f"{slide.slide_id} nuclei", running=running))
-        found = _nuclei_of_run(run, extract or partial(_extracted, options or ExtractionOptions()), revise, store)
+        found = _nuclei_of_run(run, extract or partial(_extracted, options or ExtractionOptions()), revise, write)
         with run.postprocessing():
             levels = None
             if review is not None:
@@ -187,8 +199,12 @@ def _extracted(options: ExtractionOptions, probabilities: NDArray[np.uint8], mpp
     return extract_nuclei(probabilities, mpp=mpp, options=options)
 
 
+def _write(store: ProbabilityWriter, maps: Maps | None, block: Block) -> None:
+    store.write(block if maps is None else replace(block, probabilities=maps(block.probabilities)))
+
+
 def _nuclei_of_run(
-    run: InferenceRun, extract: Extract, revise: Revise | None, store: ProbabilityWriter | None
+    run: InferenceRun, extract: Extract, revise: Revise | None, write: Callable[[Block], None] | None
 ) -> list[FoundNuclei]:
     """The nuclei of all fields, found on the run's threads between its windows."""
     mpp = run.plan.mpp
@@ -206,8 +222,8 @@ def _nuclei_of_run(
     for block in run.blocks():
         look(assembly.fields(_progress(run.plan, block)))
         assembly.add(Band(block.row_px, block.column_px, block.probabilities, block.rgb))
-        if store is not None:
-            waiting.append(run.submit(store.write, block))
+        if write is not None:
+            waiting.append(run.submit(write, block))
     look(assembly.fields())
     return [part for part in [*found, *(future.result() for future in waiting)] if part is not None]
 
@@ -227,8 +243,8 @@ class FoundNuclei:
 
 
 def field_margin_px(mpp: float) -> int:
-    """How far fields look around their own pixels, at so many microns per pixel."""
-    return round(REACH_UM / mpp)
+    """How far fields look around their own pixels, at so many microns per pixel; even, as answers may be in cells."""
+    return 2 * round(REACH_UM / mpp / 2)
 
 
 def nuclei_of_bands(bands: Iterable[Band], *, mpp: float, options: ExtractionOptions) -> Iterator[FoundNuclei]:

@@ -6,11 +6,13 @@ Nothing here needs PyTorch: networks of TensorFlow answer in processes that must
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+Precision = Literal["auto", "int8", "bfloat16", "float32"]
+"""In which numbers a network computes."""
 NUCLEUS_CLASSES = (
     "background",
     "positive_nucleus",
