@@ -11,7 +11,7 @@ the grid.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,7 +143,7 @@ def candidates(answer: NDArray[np.uint8], stain: int, rays: int, grid_px: int, l
     rows, columns = rows[order], columns[order]
     return Stars(
         (levels[rows, columns] / np.float32(_MOST_PROBABLE)).astype(np.float32),
-        values[rows, columns, -rays:].astype(np.float32) / DISTANCE_STEPS,
+        values[rows, columns, -rays:].astype(np.float32) / np.float32(DISTANCE_STEPS),
         np.column_stack([rows, columns]) * grid_px,
     )
 
@@ -207,30 +207,31 @@ def star_nuclei(
         suppressed(candidates(answer, stain, rays, grid_px, options.probability), options.overlap)
         for stain in range(len(CHANNELS))
     )
-    stars = suppressed(joined(dab, hematoxylin), options.overlap)
     shape = answer.shape[1], answer.shape[2]
-    labels, brown = labels_of(stars, shape), labels_of(dab, shape) > 0
-    nuclei = _measured(labels, brown, stars.probability, options.covered)
-    area_um2 = nuclei.area_px * mpp**2
-    return nuclei.chosen((area_um2 >= options.smallest_um2) & (area_um2 <= options.largest_um2))
+    nuclei = nuclei_of(suppressed(joined(dab, hematoxylin), options.overlap), shape, mpp, options)
+    rows, columns = np.nonzero(nuclei.labels)
+    numbers, brown = nuclei.labels[rows, columns], labels_of(dab, shape)[rows, columns] > 0
+    covered = np.bincount(numbers, brown, minlength=len(nuclei.area_px) + 1)[1:]
+    return replace(nuclei, positive=covered >= options.covered * nuclei.area_px)
 
 
-def _measured(
-    labels: NDArray[np.int32], brown: NDArray[np.bool_], probability: NDArray[np.float32], covered: float
-) -> Nuclei:
-    """Nuclei of labels; sums are of whole numbers, so that they do not depend on where in an image a nucleus lies."""
+def nuclei_of(stars: Stars, shape: tuple[int, int], mpp: float, options: StarOptions) -> Nuclei:
+    """Polygons within the limits of area as nuclei of an image, all negative.
+
+    Sums are of whole numbers, so that they do not depend on where in an image a nucleus lies.
+    """
+    labels = labels_of(stars, shape)
     rows, columns = np.nonzero(labels)
-    numbers, count = labels[rows, columns], len(probability)
-    area, down, across, in_brown = (
-        np.bincount(numbers, values, minlength=count + 1)[1:]
-        for values in (None, rows, columns, brown[rows, columns].astype(np.int64))
-    )
+    numbers, count = labels[rows, columns], len(stars.probability)
+    area, down, across = (np.bincount(numbers, part, minlength=count + 1)[1:] for part in (None, rows, columns))
     inside = np.maximum(area, 1)
-    return Nuclei(
+    nuclei = Nuclei(
         labels=labels,
         x_px=across / inside + 0.5,
         y_px=down / inside + 0.5,
         area_px=area.astype(np.int64),
-        positive=in_brown >= covered * inside,
-        probability=probability,
+        positive=np.zeros(count, dtype=bool),
+        probability=stars.probability,
     )
+    area_um2 = area * mpp**2
+    return nuclei.chosen((area_um2 >= options.smallest_um2) & (area_um2 <= options.largest_um2))

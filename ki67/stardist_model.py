@@ -30,8 +30,7 @@ log = logging.getLogger(__name__)
 
 ARCHITECTURE = "stardist"
 CONFIG_FILE, THRESHOLDS_FILE, MODEL_FILE = "config.json", "thresholds.json", "model.json"
-WEIGHTS_FILES = ("weights_best.h5", "weights_last.h5", "weights_now.h5")
-"""Names that StarDist gives weights, the best first."""
+WEIGHTS_FILE = "weights_best.h5"
 USUAL_MPP = 0.5
 GRIDS = (1, 2, 4)
 INPUTS = (1, 3)
@@ -59,8 +58,6 @@ class StarSpec:
         Its thresholds.
     mpp
         Microns per pixel of the images it learned from.
-    weights
-        Name of the file.
     sha256
         Of the weights.
     config
@@ -79,7 +76,6 @@ class StarSpec:
     probability: float
     overlap: float
     mpp: float
-    weights: str
     sha256: str
     config: Mapping[str, Any]
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -129,8 +125,7 @@ def read_star_spec(folder: Path) -> StarSpec:
             probability=_share(thresholds["prob"]),
             overlap=_share(thresholds["nms"]),
             mpp=_positive(described.get("mpp", USUAL_MPP)),
-            weights=(weights := _weights_file(folder)).name,
-            sha256=_checked_digest(weights, described.get("sha256")),
+            sha256=_checked_digest(folder, described.get("sha256")),
             config=config,
             training=dict(described.get("training") or {}),
         )
@@ -182,22 +177,17 @@ def _refuse_other_kinds(name: str, config: Mapping[str, Any]) -> None:
             )
 
 
-def _weights_file(folder: Path) -> Path:
-    for name in WEIGHTS_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    raise Ki67Error(
-        f"StarDist model {folder.name}: none of {', '.join(WEIGHTS_FILES)} is in its folder; fetch it again or train "
-        "it anew"
-    )
-
-
-def _checked_digest(weights: Path, described: str | None) -> str:
+def _checked_digest(folder: Path, described: str | None) -> str:
     """The digest of the weights, which is the one that ``model.json`` gives, if it gives any."""
-    found = hashlib.sha256(weights.read_bytes()).hexdigest()
+    try:
+        found = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
+    except OSError as error:
+        raise Ki67Error(
+            f"StarDist model {folder.name}: {WEIGHTS_FILE} is missing; fetch it again or train it anew"
+        ) from error
     if described is not None and found != described:
         raise Ki67Error(
-            f"StarDist model {weights.parent.name}: {weights.name} has sha256 {found[:12]}... where {MODEL_FILE} says "
+            f"StarDist model {folder.name}: {WEIGHTS_FILE} has sha256 {found[:12]}... where {MODEL_FILE} says "
             f"{str(described)[:12]}...; the file was changed or cut off, fetch or train it again"
         )
     return found
@@ -278,6 +268,13 @@ def computes_bfloat16() -> bool:
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
+def choose_precision(wanted: Precision, *, on_gpu: bool) -> Precision:
+    """In which numbers to compute; ``"auto"`` is bfloat16 where the machine computes in it, else float32."""
+    if wanted != "auto":
+        return wanted
+    return "bfloat16" if on_gpu or computes_bfloat16() else "float32"
+
+
 def star_model(config: Mapping[str, Any], name: str, precision: Precision = "float32") -> Any:
     """StarDist's own model in memory, with random weights.
 
@@ -329,15 +326,13 @@ class StarNetwork:
         self._tensorflow = start_tensorflow(device)
         on_gpu = bool(self._tensorflow.config.get_visible_devices("GPU"))
         self.device = NamedDevice("cuda" if on_gpu else "cpu")
-        self.precision: Precision = precision
-        if precision == "auto":
-            self.precision = "bfloat16" if on_gpu or computes_bfloat16() else "float32"
+        self.precision = choose_precision(precision, on_gpu=on_gpu)
         try:
             model = star_model(self.spec.config, self.spec.name, self.precision)
-            model.keras_model.load_weights(str(folder / self.spec.weights))
+            model.keras_model.load_weights(str(folder / WEIGHTS_FILE))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise Ki67Error(
-                f"StarDist model {folder.name}: {self.spec.weights} does not fit the model that {CONFIG_FILE} "
+                f"StarDist model {folder.name}: {WEIGHTS_FILE} does not fit the model that {CONFIG_FILE} "
                 "describes; fetch or train it again"
             ) from error
         self._answer = self._compiled(model.keras_model)
@@ -347,7 +342,7 @@ class StarNetwork:
         shape = self._tensorflow.TensorSpec([None, None, None, self.spec.inputs], self._tensorflow.float32)
 
         def answer(images: Any) -> Any:
-            probability, distances = keras_model(images, training=False)[:2]
+            probability, distances = keras_model([images], training=False)[:2]
             return tuple(self._tensorflow.cast(part, self._tensorflow.float32) for part in (probability, distances))
 
         return self._tensorflow.function(answer, input_signature=[shape])

@@ -13,10 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ki67.detection import SHIPPED, Detector
+from ki67.detection import SHIPPED, Detector, Method
 from ki67.extraction import Nuclei
 from ki67.geometry import Mask
 from ki67.nuclei import NucleusDetection, Running
@@ -28,7 +29,7 @@ from ki67.star_polygons import CHANNELS, StarOptions, packed, probabilities_of, 
 from ki67.stardist_model import StarNetwork, StarSpec
 from ki67.tiles import plan_tiles
 
-METHOD = "stardist"
+METHOD: Method = "stardist"
 NOTHING_LEFT_OUT = ReviewOptions(probability_weight=0.0, size_weight=0.0, offset=1.0)
 """StarDist's own threshold has said what a nucleus is; the classes follow from the slide's DAB."""
 
@@ -41,6 +42,8 @@ _SAMPLE_STEP = 3  # of their pixels every third row and column
 _DARK_PERCENTILE, _GLASS_PERCENTILE = 99.8, 1.0
 _LIMITS = {"hematoxylin": (0.3, 1.2), "dab": (0.5, 1.5)}
 _MOST_SHOWN = 2.0
+# DAB below this, as it is shown and smoothed, is the shade that negative nuclei have: no nucleus is looked for there.
+_LEAST_BROWN, _BROWN_SMOOTHING_PX = 0.2, 1.5
 # For networks that take colours: hematoxylin as dark as in H&E.
 _DARKEST_IN_COLOUR = 1.2
 
@@ -173,10 +176,13 @@ class StarPredictor:
         spec = self.network.spec
         inner = slice(halo_px // spec.grid_px, -halo_px // spec.grid_px or None)
         # One channel after the other on a processor: two at once take twice the memory and no less time.
-        images = [self._image(channel)[None] for channel in self.channels.shown(rgb)]
+        shown = self.channels.shown(rgb)
+        images = [self._image(channel)[None] for channel in shown]
         together = [np.concatenate(images)] if self.device.type != "cpu" else images
         answers = [self.network(image) for image in together]
         probability, distances = (np.concatenate(parts)[:, inner, inner] for parts in zip(*answers, strict=True))
+        brown = cv2.GaussianBlur(shown[CHANNELS.index("dab")], (0, 0), _BROWN_SMOOTHING_PX) >= _LEAST_BROWN
+        probability[CHANNELS.index("dab")] *= brown[:: spec.grid_px, :: spec.grid_px][inner, inner]
         return packed(probability, distances, spec.grid_px)
 
     def _image(self, channel: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -319,8 +319,15 @@ def _fitted(image: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
     return cv2.resize(image, shape[::-1], interpolation=cv2.INTER_NEAREST)
 
 
-def read_labels(dataset: Dataset, stem: str, shape: tuple[int, int]) -> tuple[NDArray[np.uint16], dict[int, int]]:
+def read_labels(
+    dataset: Dataset, stem: str, shape: tuple[int, int], *, classified: bool = True
+) -> tuple[NDArray[np.uint16], dict[int, int]]:
     """Instances of an image of a dataset of kind ``instances``.
+
+    Parameters
+    ----------
+    classified
+        Whether there are classes to be read.
 
     Returns
     -------
@@ -335,7 +342,7 @@ def read_labels(dataset: Dataset, stem: str, shape: tuple[int, int]) -> tuple[ND
         If a file is missing or unreadable.
     """
     labels = _read_pixels(dataset, dataset.folder / "labels" / f"{stem}.png", cv2.IMREAD_UNCHANGED)
-    record = _read_json(dataset, dataset.folder / "classes" / f"{stem}.json")
+    record = _read_json(dataset, dataset.folder / "classes" / f"{stem}.json") if classified else {}
     return _fitted(labels.astype(np.uint16), shape), {int(number): int(kind) for number, kind in record.items()}
 
 

@@ -44,6 +44,7 @@ from ki67.training import datasets as data
 from ki67.training.augmentation import NO_AUGMENTATION, TUMOR_AUGMENTATION, USUAL_AUGMENTATION, Augmentation, mix
 from ki67.training.calibration import calibrate, write_familiar_ranges
 from ki67.training.cards import card_tables, check_allowed, dataset_record, write_curve
+from ki67.training.learning_rate import learning_rate_factor
 from ki67.training.outlined_centers import outline_centers
 from ki67.training.patches import PatchLoss, choose_patches, patch_label
 from ki67.training.scores import score_nuclei, score_tumor
@@ -325,14 +326,6 @@ def class_weights(images: list[data.AnnotatedImage], classes: int) -> torch.Tens
 
 
 # ---------------------------------------------------------------------------------------------- loop
-
-
-def learning_rate_factor(step: int, steps: int, warmup_steps: int) -> float:
-    """Share of the highest learning rate at a step: a linear rise, then half a cosine down to a hundredth."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
-    return 0.01 + 0.99 * 0.5 * (1 + float(np.cos(np.pi * min(1.0, progress))))
 
 
 def _first_weights(module: nn.Module, options: FitOptions) -> str:

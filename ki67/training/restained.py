@@ -109,7 +109,7 @@ def restain(
     fields: list[RealField], look: Look, fraction: float, size_px: int, mpp: float, rng: np.random.Generator
 ) -> Restained:
     """Lay real fields side by side until the square is full, and stain this fraction of their nuclei brown."""
-    amount, labels, group = _mosaic(fields, size_px, look.nucleus_um / mpp, rng)
+    amount, labels, group = mosaic(fields, size_px, look.nucleus_um / mpp, rng)
     count = int(labels.max())
     odds = np.log(max(fraction, 1e-6) / max(1 - fraction, 1e-6)) + 0.8 * rng.standard_normal(int(group.max()) + 1)
     positive = rng.random(count) < 1 / (1 + np.exp(-odds[group]))
@@ -149,10 +149,18 @@ def _soft(gains: Floats) -> Floats:
     return np.asarray(cv2.GaussianBlur(gains, (0, 0), 1.0), dtype=np.float32)
 
 
-def _mosaic(
+def mosaic(
     fields: list[RealField], size_px: int, diameter_px: float, rng: np.random.Generator
 ) -> tuple[Floats, NDArray[np.int32], NDArray[np.intp]]:
-    """Amounts and labels ``(size, size)``, and for each nucleus the number of its piece."""
+    """Pieces of fields beside each other, each turned, mirrored and brought to nuclei of about this diameter.
+
+    Returns
+    -------
+    amount, labels
+        ``(size_px, size_px)``, nuclei numbered from 1.
+    group
+        For each nucleus the number of its piece.
+    """
     amount = np.zeros((size_px, size_px), dtype=np.float32)
     labels = np.zeros((size_px, size_px), dtype=np.int32)
     group: list[NDArray[np.intp]] = []

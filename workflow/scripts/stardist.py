@@ -11,7 +11,6 @@ from ki67.provenance import stage_log
 from ki67.staging import open_near
 
 SLIDE, INPUT, OUTPUT, SETTINGS = snakemake.wildcards.slide, snakemake.input, snakemake.output, snakemake.params.settings
-DISTRIBUTIONS = ("tensorflow", "keras", "stardist", "numpy")
 
 
 def find(checked: dict, tumor) -> tuple:
@@ -38,4 +37,4 @@ with stage_log(snakemake.log[0], stage=Path(OUTPUT.record).stem, name=SLIDE) as 
     write_nuclei_geojson(OUTPUT.geojson, OUTPUT.nuclei, checked["mpp"] if len(nuclei) else 1.0, slide_id=SLIDE)
     told |= {"nuclei": len(nuclei)} | (counted := counted_index(nuclei)).to_json()
     log.note(f"{len(nuclei)} nuclei, {counted.positive} positive of {counted.total} in the tumour")
-    storage.write_json(OUTPUT.record, told | log.record(snakemake.params, DISTRIBUTIONS))
+    storage.write_json(OUTPUT.record, told | log.record(snakemake.params, ("tensorflow", "stardist", "numpy")))
