@@ -172,17 +172,28 @@ def mosaic(
             height, width = min(values.shape[0], size_px - top), min(values.shape[1], size_px - left)
             place = np.s_[top : top + height, left : left + width]
             amount[place] = values[:height, :width]
-            present, renumbered = np.unique(numbers[:height, :width], return_inverse=True)
+            present, ranks = ranked(numbers[:height, :width])
             first = 1 if present[0] == 0 else 0
-            renumbered = renumbered.reshape(height, width) + 1 - first
+            renumbered = ranks + 1 - first
             labels[place] = np.where(renumbered > 0, renumbered + count, 0)
             group.append(np.full(len(present) - first, piece))
             count, piece = count + len(present) - first, piece + 1
             left, shelf = left + width, min(shelf, height)
         top += shelf
-    order, ranks = np.unique(labels, return_inverse=True)
-    seen = ranks.reshape(size_px, size_px).astype(np.int32) + (0 if order[0] == 0 else 1)
+    order, ranks = ranked(labels)
+    seen = ranks.astype(np.int32) + (0 if order[0] == 0 else 1)
     return amount, seen, np.concatenate(group)[order[order > 0] - 1]
+
+
+def ranked(numbers: NDArray[np.integer]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The different numbers of an image, none below 0, ascending, and the place of each pixel's among them.
+
+    ``np.unique`` with its inverse, without sorting all pixels.
+    """
+    present = np.flatnonzero(np.bincount(numbers.ravel()))
+    places = np.zeros(int(present[-1]) + 1, dtype=np.intp)
+    places[present] = np.arange(len(present))
+    return present, places[numbers]
 
 
 def _piece(field: RealField, diameter_px: float, rng: np.random.Generator) -> tuple[Floats, NDArray[np.int32]]:

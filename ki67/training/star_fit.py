@@ -14,8 +14,9 @@ import logging
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -216,7 +217,7 @@ class StarTiles:
         amount, labels = star_tile(image, options.tile_px, options.mpp, random)
         return _example(amount, labels, options)
 
-    def batches(self, first: int) -> Iterator[tuple[NDArray[np.float32], ...]]:
+    def batches(self, first: int) -> Generator[tuple[NDArray[np.float32], ...]]:
         """Batches of tiles from a number on, prepared ahead in threads."""
         ahead = 3 * self._options.batch_size
         waiting: deque[Future[_Example]] = deque()
@@ -336,25 +337,25 @@ class _Training:
     def run(self, on_step: Callable[[int, float], None] | None) -> None:
         """Take the steps that are left."""
         options = self.options
-        batches = StarTiles(self.training, options).batches(self.step * options.batch_size)
+        tiles = StarTiles(self.training, options).batches(self.step * options.batch_size)
         started, seconds_before = time.monotonic(), self.seconds
         saved, losses = started, list[float]()
-        with tqdm(total=options.steps, initial=self.step, desc=options.name, unit="step") as progress:
+        shown = tqdm(total=options.steps, initial=self.step, desc=options.name, unit="step")
+        with closing(tiles) as batches, shown as progress:
             while self.step < options.steps:
                 losses.append(self._take_step(next(batches)))
                 self.seconds = seconds_before + time.monotonic() - started
                 progress.update()
                 if self.step % max(1, options.steps // _CURVE_POINTS) == 0 or self.step == options.steps:
                     self._note(losses)
-                    shown = {key: f"{value:.3f}" for key, value in self.curve[-1].items() if "loss" in key}
-                    progress.set_postfix(shown)
+                    told = {key: f"{value:.3f}" for key, value in self.curve[-1].items() if "loss" in key}
+                    progress.set_postfix(told)
                     losses = []
                 if time.monotonic() - saved >= options.checkpoint_seconds:
                     self._save()
                     saved = time.monotonic()
                 if on_step is not None:
                     on_step(self.step, losses[-1] if losses else self.curve[-1]["training_loss"])
-        batches.close()  # type: ignore[attr-defined]
 
     def answer(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """What the average of the weights answers; see ``ki67.training.star_scores.Answers``."""

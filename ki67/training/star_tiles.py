@@ -14,7 +14,7 @@ from ki67.errors import Ki67Error
 from ki67.phantom.textures import Floats, Noise, fibre_texture, mottle_texture, sample_texture
 from ki67.stardist_nuclei import stain_channels
 from ki67.training.datasets import Dataset, image_paths, read_labels, read_rgb
-from ki67.training.restained import RealField, mosaic, real_field
+from ki67.training.restained import RealField, mosaic, ranked, real_field
 from ki67.training.targets import NEGATIVE, POSITIVE
 
 UNKNOWN = -1
@@ -195,9 +195,9 @@ def _warped(layer: Floats, matrix: NDArray[np.float64], shape: tuple[int, int], 
 
 def _renumbered(labels: NDArray[np.int32]) -> NDArray[np.int32]:
     """Numbers from 1 without gaps; what is unknown or background stays so."""
-    numbers, places = np.unique(labels, return_inverse=True)
-    new = np.where(numbers > 0, np.cumsum(numbers > 0), numbers)
-    return new[places.reshape(labels.shape)].astype(np.int32)
+    present, places = ranked(np.maximum(labels, 0))
+    first = 0 if present[0] == 0 else 1
+    return np.where(labels > 0, places + first, labels).astype(np.int32)
 
 
 def _random_place(image: StarImage, tile_px: int, step: float, random: np.random.Generator) -> NDArray[np.float64]:
