@@ -21,6 +21,8 @@ ENVIRONMENTS = {
     "registration": f"{SLIDES} matplotlib numba scipy SimpleITK-SimpleElastix",
     "torch": f"{SLIDES} {TABLES} matplotlib numba pyyaml safetensors scikit-image scikit-learn scipy "
     "segmentation-models-pytorch torch torchvision tqdm",
+    "tensorflow": f"{SLIDES} {TABLES} keras matplotlib numba pyyaml scikit-image scikit-learn scipy stardist "
+    "tensorflow tqdm",
     "report": f"{SLIDES} {TABLES} anndata dask jinja2 matplotlib numba scikit-image scipy spatialdata statsmodels tqdm",
 }
 # What starts the jobs, on a cluster as well: Snakemake, and what the rules and the check of the sheet import.

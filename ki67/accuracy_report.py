@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,26 @@ def evaluate_with_pictures(folder: Path, detector: Detects) -> tuple[dict[str, A
     record = evaluate_nuclei(folder, detector, on_field=draw)
     places = best_median_worst([entry.score for entry in shown])
     return record, {name: shown[place].picture for name, place in places.items()}
+
+
+class Identified(Detects, Protocol):
+    """A way of finding nuclei that says what it is."""
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """Method, name of the model and the like."""
+        ...
+
+
+def measured(
+    folder: Path, detector: Identified, method: str, *, changes: bool = False
+) -> tuple[dict[str, Any], dict[str, NDArray[np.uint8]]]:
+    """The whole record of a method on a dataset, with what changes of the fields do if asked for, and its pictures."""
+    record, pictures = evaluate_with_pictures(folder, detector)
+    record |= {"method": method, "model": dict(detector.identity)}
+    if changes:
+        record["changes"] = evaluate_changes(folder, detector, record)
+    return record, pictures
 
 
 def evaluate_changes(folder: Path, detector: Detects, unchanged: dict[str, Any]) -> dict[str, Any]:

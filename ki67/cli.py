@@ -5,11 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ki67.errors import Ki67Error
+
+if TYPE_CHECKING:
+    from ki67.detection import Detector
+    from ki67.predictors import Precision
+    from ki67.stardist_nuclei import StarDetector
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 evaluate = typer.Typer(no_args_is_help=True, help="Accuracy on images of which the answer is known.")
@@ -299,27 +304,34 @@ def evaluate_nuclei(
     precision: Annotated[PrecisionName, typer.Option(help="In which numbers.")] = PrecisionName.AUTO,
 ) -> None:
     """How well nuclei are found and told apart on annotated fields, and how far the index is off."""
-    from ki67.accuracy_report import accuracy_table, evaluate_changes, evaluate_with_pictures
-    from ki67.detectors import load_detector
+    from ki67.accuracy_report import accuracy_table, measured
     from ki67.storage import write_image_png, write_json
 
-    detector = load_detector(method, model, device=device, precision=precision.value)
+    detector = _nucleus_detector(method, model, device=device, precision=precision.value)
     detector = detector if review else replace(detector, review=None)
     records = []
     for folder in datasets:
-        record, drawn = evaluate_with_pictures(folder, detector)
-        record |= {"method": method, "model": detector.identity}
-        if changes:
-            record["changes"] = evaluate_changes(folder, detector, record)
-            for name, changed in record["changes"].items():
-                moves = ", ".join(f"{kind} {value:+.3f}" for kind, value in changed["f1_moves"].items())
-                typer.echo(f"{record['dataset']}\t{name}\t{moves}\trmse {changed['rmse']:.3f}")
+        record, drawn = measured(folder, detector, method, changes=changes)
+        for name, changed in record.get("changes", {}).items():
+            moves = ", ".join(f"{kind} {value:+.3f}" for kind, value in changed["f1_moves"].items())
+            typer.echo(f"{record['dataset']}\t{name}\t{moves}\trmse {changed['rmse']:.3f}")
         for name, picture in drawn.items() if pictures else ():
             write_image_png((pictures or Path()) / f"{record['dataset']}_{method}_{name}.png", picture)
         records.append(record)
     typer.echo(accuracy_table(records))
     if out:
         write_json(out, records[0] if len(records) == 1 else {"evaluations": records})
+
+
+def _nucleus_detector(method: str, model: Path | None, *, device: str, precision: Precision) -> Detector | StarDetector:
+    """The detector of a method; StarDist's, without a part of PyTorch being imported."""
+    if method == "stardist":
+        from ki67.stardist_nuclei import load_star_detector
+
+        return load_star_detector(model, device=device, precision=precision)
+    from ki67.detectors import load_detector
+
+    return load_detector(method, model, device=device, precision=precision)
 
 
 @evaluate.command("tumor")

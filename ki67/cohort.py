@@ -21,6 +21,7 @@ NUMBERS = tuple(name for name in MEASURES if name not in COUNTS)
 FURTHER = tuple(name for name in MEASURES if name not in ("index", "index_low", "index_high", *COUNTS, "tumor_mm2"))
 REFERENCE = "reference_index"
 MADE = ("models", "versions", "settings", "code")
+SECOND_OPINION = {"index": "index_second_opinion", "index_area": "index_area_second_opinion"}
 REGISTRATION = {"verdict": "registration", "ncc": "registration_ncc", "estimated_error_um": "registration_error_um"}
 
 
@@ -46,7 +47,8 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
 
     readers = _readers(rows)
     table = pd.DataFrame(rows, columns=_slide_columns(readers))
-    floats = (*NUMBERS, REFERENCE, *readers, "tumor_he_mm2", "registration_ncc", "registration_error_um")
+    measured = ("tumor_he_mm2", "registration_ncc", "registration_error_um", *SECOND_OPINION.values())
+    floats = (*NUMBERS, REFERENCE, *readers, *measured)
     return table.astype(dict.fromkeys(floats, "float64") | dict.fromkeys(COUNTS, "Int64"))
 
 
@@ -58,11 +60,21 @@ def _readers(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 def _slide_columns(readers: Sequence[str]) -> list[str]:
     counted = ["slide", "patient", "index", "index_low", "index_high", "positive", "total", "category", "tumor_mm2"]
     found = ["reasons", "tumor_source", "tumor_he_mm2", *REGISTRATION.values()]
-    return [*counted, "flags", REFERENCE, *readers, *found, "point_category", "interval", *FURTHER]
+    return [
+        *counted,
+        "flags",
+        REFERENCE,
+        *readers,
+        *found,
+        "point_category",
+        "interval",
+        *FURTHER,
+        *SECOND_OPINION.values(),
+    ]
 
 
 def _slide_row(record: Mapping[str, Any], readers: Sequence[str]) -> dict[str, Any]:
-    registration = record.get("registration") or {}
+    registration, opinion = record.get("registration") or {}, record.get("second_opinion") or {}
     findings = record["findings"]
     texts = ("slide", "patient", "category", "point_category", "interval", "tumor_source")
     copied = (*texts, *NUMBERS, *COUNTS, "tumor_he_mm2")
@@ -72,6 +84,7 @@ def _slide_row(record: Mapping[str, Any], readers: Sequence[str]) -> dict[str, A
         **{name: record.get(name) for name in (REFERENCE, *readers)},
         "reasons": "; ".join(dict.fromkeys(finding["message"] for finding in findings)),
         **{column: registration.get(name) for name, column in REGISTRATION.items()},
+        **{column: opinion.get(name) for name, column in SECOND_OPINION.items()},
     }
 
 

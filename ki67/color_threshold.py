@@ -7,14 +7,12 @@ that a nucleus does not depend on what else is seen beside it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from ki67.networks import NUCLEUS_CLASSES
+from ki67.predictors import Device, FixedSpec, NamedDevice
 from ki67.stain import OD_TO_HED, optical_density
 from ki67.tiles import HALO_PX
 
@@ -63,18 +61,8 @@ class ColorThresholdOptions:
 
 
 @dataclass(frozen=True)
-class FixedSpec:
-    """What is known of a predictor that is no network; see ``ki67.networks.PredictorSpec``."""
-
-    name: str
-    classes: tuple[str, ...] = NUCLEUS_CLASSES
-    mpp: float = 0.5
-    threshold: float = 0.5
-
-
-@dataclass(frozen=True)
 class ColorThreshold:
-    """Says by colour alone how likely each pixel is one of the five classes; a ``ki67.networks.Predictor``.
+    """Says by colour alone how likely each pixel is one of the five classes; a ``ki67.predictors.Predictor``.
 
     Examples
     --------
@@ -87,11 +75,7 @@ class ColorThreshold:
     spec: FixedSpec = field(default_factory=lambda: FixedSpec("color_threshold"))
     block_px: tuple[int, int] = (1024, 1536)
     halo_px: int = HALO_PX
-
-    @cached_property
-    def device(self) -> torch.device:
-        """A processor."""
-        return torch.device("cpu")
+    device: Device = field(default_factory=NamedDevice)
 
     def predict_levels(self, batch: NDArray[np.uint8], halo_px: int = 0) -> NDArray[np.uint8]:
         """Probabilities uint8 ``(N, 5, H - 2 * halo, W - 2 * halo)``, 255 for 1, of RGB tiles ``(N, H, W, 3)``."""
@@ -101,7 +85,7 @@ class ColorThreshold:
 
 
 def color_levels(rgb: NDArray[np.uint8], mpp: float, options: ColorThresholdOptions) -> NDArray[np.uint8]:
-    """Probabilities of the five classes ``ki67.networks.NUCLEUS_CLASSES``.
+    """Probabilities of the five classes ``ki67.predictors.NUCLEUS_CLASSES``.
 
     Where there is stain enough is a nucleus; where it is also denser than its surroundings is the nucleus's interior,
     and the rest its membrane, into which interiors grow. Both are positive where there is DAB enough.

@@ -41,6 +41,7 @@ class Flag(StrEnum):
     HOT_SPOT_DRIVEN = "hot_spot_driven"
     TUMOR_AREA_DIFFERS = "tumor_area_differs"
     WEAK_DAB = "weak_dab"
+    SECOND_OPINION_DIFFERS = "second_opinion_differs"
 
 
 @dataclass(frozen=True)

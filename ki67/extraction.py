@@ -117,7 +117,7 @@ def extract_nuclei(probabilities: NDArray[np.uint8], *, mpp: float, options: Ext
     Parameters
     ----------
     probabilities
-        uint8 ``(5, H, W)``, 255 for 1, in the order of ``ki67.networks.NUCLEUS_CLASSES``.
+        uint8 ``(5, H, W)``, 255 for 1, in the order of ``ki67.predictors.NUCLEUS_CLASSES``.
     mpp
         Microns per pixel.
     options

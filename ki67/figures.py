@@ -99,6 +99,7 @@ FLAG_WORDS: dict[Flag, str] = {
     Flag.HOT_SPOT_DRIVEN: "the index rests on hot spots",
     Flag.TUMOR_AREA_DIFFERS: "tumour of the H&E is not all on the Ki-67 slide",
     Flag.WEAK_DAB: "positive nuclei are pale",
+    Flag.SECOND_OPINION_DIFFERS: "a second opinion differs",
 }
 
 

@@ -20,6 +20,7 @@ from ki67.categories import (
     certain_category,
     index_categories,
 )
+from ki67.counted_index import area_index
 from ki67.errors import Finding, Flag
 from ki67.geometry import Mask
 from ki67.hot_spots import HotSpot, find_hot_spots, is_hot_spot_driven, share_in_hottest
@@ -27,6 +28,7 @@ from ki67.intervals import BlockBootstrap, block_bootstrap, wilson_interval, wil
 from ki67.local_index import LocalIndexMap, local_index_map
 from ki67.nucleus_squares import tumor_nuclei
 from ki67.scoring_protocols import global_score
+from ki67.second_opinion import DIFFERENCE, Limit, second_opinion, second_opinion_findings
 from ki67.tumor_agreement import tumor_area_findings
 
 if TYPE_CHECKING:
@@ -201,7 +203,7 @@ def ki67_index(
         index_global_weighted=by_protocol.weighted,
         index_hot_spot=hottest,
         hot_spot_gap=hottest - index,
-        index_area=_area_index(nuclei["area_um2"].to_numpy(dtype=np.float64)[inside], counted.positive),
+        index_area=area_index(nuclei["area_um2"].to_numpy(dtype=np.float64)[inside], counted.positive),
         p_above={name: above(cutoff) for name, cutoff in P_ABOVE.items()},
         category=certain_category(above, cutoffs, names, certainty=certainty) if total else None,
         point_category=category_of(index, cutoffs, names),
@@ -213,12 +215,6 @@ def ki67_index(
 
 def _probability_above(bootstrap: BlockBootstrap | None, positive: int, total: int) -> Callable[[float], float]:
     return bootstrap.probability_above if bootstrap else partial(wilson_probability_above, positive, total)
-
-
-def _area_index(area_um2: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
-    """Area of positive nuclei over the area of all, added up exactly so that the order of nuclei does not matter."""
-    of_positive, of_negative = math.fsum(area_um2[positive]), math.fsum(area_um2[~positive])
-    return of_positive / (of_positive + of_negative) if of_positive + of_negative > 0 else math.nan
 
 
 def _count_findings(slide_id: str, total: int, tumor_mm2: float) -> Iterable[Finding]:
@@ -262,6 +258,7 @@ def slide_record(
     stages: Mapping[str, Mapping[str, Any]],
     references: Mapping[str, float | None],
     marker: str = "Ki-67",
+    second_opinion_differs: Limit = DIFFERENCE,
 ) -> dict[str, Any]:
     """Everything the stages found on a slide, as ``ki67.json`` holds it beside ``ki67.provenance.slide_provenance``.
 
@@ -272,13 +269,16 @@ def slide_record(
     slide, patient
         Ids.
     stages
-        Records of the stages by name: ``check``, ``tumor``, ``register``, ``transfer``, ``nuclei``.
+        Records of the stages by name: ``check``, ``tumor``, ``register``, ``transfer``, ``nuclei``, and perhaps
+        ``second_opinion``.
     references
         Readers' indices by column of the sample sheet.
     marker
         What positive nuclei are stained for.
+    second_opinion_differs
+        From when on a second opinion is flagged; see ``ki67.second_opinion``.
     """
-    findings = slide_findings(result, stages, slide_id=slide)
+    findings = slide_findings(result, stages, slide_id=slide, second_opinion_differs=second_opinion_differs)
     registration, tumor_he = stages.get("register", {}), stages.get("tumor", {})
     return {
         "slide": slide,
@@ -289,6 +289,7 @@ def slide_record(
         "category": result.category,
         "point_category": result.point_category,
         "hot_spots": [spot.to_json() for spot in result.hot_spots],
+        "second_opinion": second_opinion(stages.get("second_opinion")),
         "tumor_source": stages.get("transfer", {}).get("tumor_source"),
         "tumor_he_mm2": tumor_he.get("tumor_mm2") if tumor_he.get("tumor_source") else None,
         "flags": [flag.value for flag in flags_of(findings)],
@@ -306,7 +307,11 @@ def slide_record(
 
 
 def slide_findings(
-    result: IndexResult, stages: Mapping[str, Mapping[str, Any]], *, slide_id: str = "this slide"
+    result: IndexResult,
+    stages: Mapping[str, Mapping[str, Any]],
+    *,
+    slide_id: str = "this slide",
+    second_opinion_differs: Limit = DIFFERENCE,
 ) -> list[Finding]:
     """Findings of all stages and of the count, each once, in the order of the flags.
 
@@ -318,6 +323,8 @@ def slide_findings(
         found.extend(result.findings)
         found.extend(_in_situ_findings(result, stages, slide_id))
         found.extend(_tumor_area_findings(result, stages, slide_id))
+        opinion = stages.get("second_opinion")
+        found.extend(second_opinion_findings(result, opinion, slide_id, second_opinion_differs))
     order = list(Flag)
     return sorted(dict.fromkeys(found), key=lambda finding: order.index(finding.flag))
 

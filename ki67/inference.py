@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import logging
+import os
 import resource
 import sys
 import threading
@@ -23,11 +24,10 @@ from functools import partial
 from typing import Any, ParamSpec, Self, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ki67.networks import Predictor
+from ki67.predictors import Predictor
 from ki67.slides import Slide
 from ki67.tiles import BlockPlan, TilePlan, Window
 
@@ -86,7 +86,8 @@ class Running:
     reader_threads
         Threads that read ahead of a GPU.
     threads
-        Threads that read and run the network on a processor; by default as many as torch would use.
+        Threads that read and run the network on a processor; by default as many as torch would use, or, in a process
+        without it, as many as there are processors.
     """
 
     batch_size: int = 4
@@ -199,7 +200,7 @@ class InferenceRun:
         running = running or Running()
         self.plan = plan
         self._on_gpu = network.device.type != "cpu"
-        self.threads = running.reader_threads if self._on_gpu else running.threads or torch.get_num_threads()
+        self.threads = running.reader_threads if self._on_gpu else running.threads or _usual_threads()
         self._slide, self._network, self._label, self._batch_size = slide, network, label, running.batch_size
         self._read = _Clock(time.thread_time)
         self._networked = _Clock(time.perf_counter if self._on_gpu else time.thread_time)
@@ -209,15 +210,15 @@ class InferenceRun:
 
     def __enter__(self) -> Self:
         keep_freed_memory()
-        self._torch_threads = torch.get_num_threads()
+        self._usual_threads = _usual_threads()
         self._pool = ThreadPoolExecutor(
-            self.threads, thread_name_prefix="inference", initializer=partial(torch.set_num_threads, 1)
+            self.threads, thread_name_prefix="inference", initializer=partial(_limit_torch, 1)
         )
         return self
 
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(self._torch_threads)
+        _limit_torch(self._usual_threads)
 
     def submit(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Do work on the answers on the run's threads, between the windows that wait there."""
@@ -345,6 +346,17 @@ class InferenceRun:
         height, width = max(0, self.plan.height_px - top), max(0, self.plan.width_px - left)
         probabilities[:, height:], probabilities[:, :, width:] = 0, 0
         probabilities[:, : max(0, -top)], probabilities[:, :, : max(0, -left)] = 0, 0
+
+
+def _usual_threads() -> int:
+    torch = sys.modules.get("torch")
+    return torch.get_num_threads() if torch else len(os.sched_getaffinity(0))
+
+
+def _limit_torch(threads: int) -> None:
+    """Set the threads of torch, where it was imported: never in a process of TensorFlow."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(threads)
 
 
 _Answer = tuple[NDArray[np.uint8], NDArray[np.uint8]]

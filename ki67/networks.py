@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import safetensors
@@ -28,13 +28,18 @@ from torch import nn
 from ki67.devices import claim_gpu, gpu_names
 from ki67.errors import Ki67Error, Stain
 from ki67.patch_classifier import PatchClassifier, between_cells, cut_patches, patch_halo_px
+from ki67.predictors import NUCLEUS_CLASSES as NUCLEUS_CLASSES
+from ki67.predictors import STRIDE_PX as STRIDE_PX
+from ki67.predictors import WHOLE_NUCLEUS_CLASSES as WHOLE_NUCLEUS_CLASSES
+from ki67.predictors import Precision as Precision
+from ki67.predictors import Predictor as Predictor
+from ki67.predictors import predict_image as predict_image
 from ki67.quantized import QuantizedNetwork, Ranges, computes_int8
 from ki67.tiles import CELL_PX, HALO_PX
 
 log = logging.getLogger(__name__)
 
 Architecture = Literal["unet_densenet121", "unet_resnet34", "unet_resnet50", "patches_googlenet"]
-Precision = Literal["auto", "int8", "bfloat16", "float32"]
 
 RANGES_FILE = "int8.safetensors"
 NO_INT8 = "does not compute in 8-bit integers"
@@ -53,15 +58,6 @@ ENCODERS: dict[str, str] = {
 }
 PATCH_ARCHITECTURES: frozenset[Architecture] = frozenset({"patches_googlenet"})
 """Those that give one answer a patch; the others, U-Nets, give one a pixel."""
-NUCLEUS_CLASSES = (
-    "background",
-    "positive_nucleus",
-    "positive_membrane",
-    "negative_nucleus",
-    "negative_membrane",
-)
-WHOLE_NUCLEUS_CLASSES = ("background", "positive", "negative")
-"""Of a network that knows no membranes."""
 TUMOR_CLASSES = ("tumor",)
 # The colours that ImageNet encoders were trained with; used from scratch too, so that either start fits one spec.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -69,8 +65,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # Those of torchvision's GoogLeNet came from another project, which brought colours to -1 to 1.
 GOOGLENET_MEAN = GOOGLENET_STD = (0.5, 0.5, 0.5)
 _NO_WEIGHTS = (pickle.UnpicklingError, safetensors.SafetensorError)
-# Five halvings in the encoder.
-STRIDE_PX = 32
 # Always so many at once, however many there are, so that no answer depends on what else is asked.
 _PATCHES_ON_CPU, _PATCHES_ON_GPU = 16, 256
 _Number = TypeVar("_Number", bound=np.generic)
@@ -487,65 +481,6 @@ def network_of(module: nn.Module, spec: NetworkSpec, *, device: str = "auto") ->
 
 
 # ---------------------------------------------------------------------------------------------- running
-
-
-class PredictorSpec(Protocol):
-    """What has to be known of a predictor to show it a slide; a ``NetworkSpec`` says more."""
-
-    @property
-    def name(self) -> str:
-        """By which people know it."""
-        ...
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """One name for each channel of its answer."""
-        ...
-
-    @property
-    def mpp(self) -> float:
-        """Microns per pixel of what it is shown."""
-        ...
-
-    @property
-    def threshold(self) -> float:
-        """Probability from which a pixel belongs to the class, where there is only one."""
-        ...
-
-
-class Predictor(Protocol):
-    """Anything that turns tiles into class probabilities: a ``Network``, or a stand-in with a known answer."""
-
-    @property
-    def spec(self) -> PredictorSpec:
-        """What is known of it."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Where it runs."""
-        ...
-
-    @property
-    def block_px(self) -> tuple[int, int]:
-        """Height and width of the largest window it should be given."""
-        ...
-
-    @property
-    def halo_px(self) -> int:
-        """How far beyond a window, on every side, it should be shown what lies around."""
-        ...
-
-    def predict_levels(self, batch: NDArray[np.uint8], halo_px: int) -> NDArray[np.uint8]:
-        """Probabilities uint8 ``(N, C, H - 2 * halo, W - 2 * halo)``, 255 for 1, of RGB tiles ``(N, H, W, 3)``."""
-        ...
-
-
-def predict_image(network: Predictor, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Probabilities 0-255 ``(C, H, W)`` of a whole image ``(H, W, 3)``, mirrored at its edges to a fitting size."""
-    height, width = rgb.shape[:2]
-    padded = np.pad(rgb, ((0, -height % STRIDE_PX), (0, -width % STRIDE_PX), (0, 0)), mode="symmetric")
-    return network.predict_levels(padded[None], 0)[0, :, :height, :width]
 
 
 class Network:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from ki67.networks import Predictor
+    from ki67.predictors import Predictor
 
 MARGIN = 0.01
 """Added to both sides of a probability, so that its log odds are finite."""

@@ -7,10 +7,11 @@ around its own pixels, and a nucleus is counted where its centre of mass lies, s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ from ki67.extraction import ExtractionOptions, Nuclei, extract_nuclei
 from ki67.fields import OWN_COLUMNS_PX, OWN_ROWS_PX, Band, Field, FieldAssembly, Progress, fields_of_bands
 from ki67.geometry import Mask
 from ki67.inference import Block, InferenceRun, InferenceStatistics, Running
-from ki67.networks import Predictor
 from ki67.nucleus_review import ReviewOptions, review_nuclei
 from ki67.nucleus_table import COLUMNS, empty_nuclei, nucleus_table
 from ki67.outlines import OUTLINE_VERTICES, outline_nuclei, polygons
+from ki67.predictors import Predictor
 from ki67.probability_zarr import ProbabilityWriter, probability_zarr
 from ki67.slides import Slide
 from ki67.stain import OD_TO_HED, optical_density
@@ -37,8 +38,10 @@ from ki67.tiles import TilePlan, cells_of, plan_tiles
 __all__ = [
     "OUTLINE_VERTICES",
     "REACH_UM",
+    "Extract",
     "ExtractionOptions",
     "FoundNuclei",
+    "Maps",
     "Nuclei",
     "NucleusDetection",
     "Revise",
@@ -56,6 +59,13 @@ __all__ = [
 Revise = Callable[[Nuclei, NDArray[np.uint8], float], Nuclei]
 """A second look at all nuclei of an image uint8 ``(H, W, 3)`` of so many microns per pixel: which are kept, and what
 they are."""
+
+Extract = Callable[[NDArray[np.uint8], float], Nuclei]
+"""Single nuclei from a predictor's answer uint8 ``(C, H, W)`` to an image of so many microns per pixel, for predictors
+of other classes than ``ki67.extraction.extract_nuclei`` takes."""
+
+Maps = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+"""Probabilities for people to see, uint8 ``(C, H, W)``, of an answer that does not hold them as such."""
 
 REACH_UM = 20.0
 """Farthest that a nucleus and what decides on it reach from its middle: the nucleus, the next one that it touches, and
@@ -89,12 +99,15 @@ class NucleusDetection:
         Of DAB, by which nuclei were called positive; None where the network decided.
     findings
         What makes the nuclei doubtful.
+    stains
+        Their colours on the slide and what is shown of them, where the method depends on it: plain JSON values.
     """
 
     table: geopandas.GeoDataFrame
     statistics: InferenceStatistics
     levels: DabLevels | None = None
     findings: tuple[Finding, ...] = ()
+    stains: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """All but the table as plain JSON values."""
@@ -102,6 +115,7 @@ class NucleusDetection:
             "statistics": self.statistics.to_json(),
             "dab_levels": self.levels and asdict(self.levels),
             "findings": [finding.to_json() for finding in self.findings],
+            **({} if self.stains is None else {"stains": dict(self.stains)}),
         }
 
 
@@ -113,10 +127,12 @@ def detect_nuclei(
     cell_px: int = CELL_PX,
     offset_px: tuple[int, int] = (0, 0),
     options: ExtractionOptions | None = None,
+    extract: Extract | None = None,
     revise: Revise | None = None,
     review: ReviewOptions | None = None,
     running: Running | None = None,
     probabilities: Path | str | None = None,
+    maps: Maps | None = None,
 ) -> NucleusDetection:
     """All nuclei in the tiles of a slide that touch the tumour.
 
@@ -127,12 +143,14 @@ def detect_nuclei(
     tumor
         In the slide's frame. Nuclei outside of it but in its tiles are kept, with ``in_tumor`` false.
     network
-        Of the five classes of ``ki67.networks.NUCLEUS_CLASSES``.
+        Of the five classes of ``ki67.predictors.NUCLEUS_CLASSES``, or of those that ``extract`` takes.
     cell_px, offset_px
         Side of a cell, and where the grid begins; see ``ki67.tiles``. Small cells follow the outlines of small nests of
         tumour closely.
     options
-        How probabilities become nuclei.
+        How probabilities of the five classes become nuclei.
+    extract
+        How answers of other classes become nuclei; then ``options`` do not matter.
     revise
         A second look at the nuclei of every field.
     review
@@ -141,6 +159,8 @@ def detect_nuclei(
         No nucleus depends on it.
     probabilities
         Where to write the network's probabilities as OME-Zarr; nowhere if not given.
+    maps
+        What is written of an answer; the answer itself if not given.
 
     Raises
     ------
@@ -153,16 +173,18 @@ def detect_nuclei(
         slide.size_um,
         mpp=mpp,
         cell_px=cell_px,
+        halo_px=network.halo_px,
         block_cells=cells_of(network.block_px, cell_px),
         margin_um=_MARGIN_UM,
         offset_px=offset_px,
     )
     with ExitStack() as stack:
-        store = None
+        write = None
         if probabilities is not None:
             store = stack.enter_context(probability_zarr(probabilities, plan, network.spec.classes, tumor.frame))
+            write = partial(_write, store, maps)
         run = stack.enter_context(InferenceRun(slide, plan, network, label=f"{slide.slide_id} nuclei", running=running))
-        found = _nuclei_of_run(run, options or ExtractionOptions(), revise, store)
+        found = _nuclei_of_run(run, extract or partial(_extracted, options or ExtractionOptions()), revise, write)
         with run.postprocessing():
             levels = None
             if review is not None:
@@ -173,8 +195,16 @@ def detect_nuclei(
     return NucleusDetection(table, statistics, levels)
 
 
+def _extracted(options: ExtractionOptions, probabilities: NDArray[np.uint8], mpp: float) -> Nuclei:
+    return extract_nuclei(probabilities, mpp=mpp, options=options)
+
+
+def _write(store: ProbabilityWriter, maps: Maps | None, block: Block) -> None:
+    store.write(block if maps is None else replace(block, probabilities=maps(block.probabilities)))
+
+
 def _nuclei_of_run(
-    run: InferenceRun, options: ExtractionOptions, revise: Revise | None, store: ProbabilityWriter | None
+    run: InferenceRun, extract: Extract, revise: Revise | None, write: Callable[[Block], None] | None
 ) -> list[FoundNuclei]:
     """The nuclei of all fields, found on the run's threads between its windows."""
     mpp = run.plan.mpp
@@ -184,7 +214,7 @@ def _nuclei_of_run(
 
     def look(fields: Iterable[Field]) -> None:
         for field in fields:
-            waiting.append(run.submit(nuclei_of_field, field, mpp=mpp, options=options, revise=revise))
+            waiting.append(run.submit(nuclei_of_field, field, mpp=mpp, extract=extract, revise=revise))
             # What waits holds on to answers, so not too much may wait.
             while len(waiting) > _MOST_WAITING:
                 found.append(waiting.popleft().result())
@@ -192,8 +222,8 @@ def _nuclei_of_run(
     for block in run.blocks():
         look(assembly.fields(_progress(run.plan, block)))
         assembly.add(Band(block.row_px, block.column_px, block.probabilities, block.rgb))
-        if store is not None:
-            waiting.append(run.submit(store.write, block))
+        if write is not None:
+            waiting.append(run.submit(write, block))
     look(assembly.fields())
     return [part for part in [*found, *(future.result() for future in waiting)] if part is not None]
 
@@ -213,14 +243,14 @@ class FoundNuclei:
 
 
 def field_margin_px(mpp: float) -> int:
-    """How far fields look around their own pixels, at so many microns per pixel."""
-    return round(REACH_UM / mpp)
+    """How far fields look around their own pixels, at so many microns per pixel; even, as answers may be in cells."""
+    return 2 * round(REACH_UM / mpp / 2)
 
 
 def nuclei_of_bands(bands: Iterable[Band], *, mpp: float, options: ExtractionOptions) -> Iterator[FoundNuclei]:
     """The nuclei of bands that come from top to bottom, each nucleus once, field by field."""
     for field in fields_of_bands(bands, margin_px=field_margin_px(mpp)):
-        yield nuclei_of_field(field, mpp=mpp, options=options)
+        yield nuclei_of_field(field, mpp=mpp, extract=partial(_extracted, options))
 
 
 def _joined(parts: list[FoundNuclei]) -> FoundNuclei:
@@ -230,9 +260,7 @@ def _joined(parts: list[FoundNuclei]) -> FoundNuclei:
     return FoundNuclei(columns, np.concatenate([part.outlines for part in parts]))
 
 
-def nuclei_of_field(
-    field: Field, *, mpp: float, options: ExtractionOptions, revise: Revise | None = None
-) -> FoundNuclei:
+def nuclei_of_field(field: Field, *, mpp: float, extract: Extract, revise: Revise | None = None) -> FoundNuclei:
     """The nuclei whose centre of mass is one of the field's own pixels.
 
     It depends on nothing but the field, and can run on any thread beside others.
@@ -243,13 +271,13 @@ def nuclei_of_field(
         With a margin of ``field_margin_px``.
     mpp
         Microns per pixel.
-    options
-        See there.
+    extract
+        How answers become nuclei.
     revise
         A second look at the nuclei. It sees those of the margin too, so that it can look around the field's own.
     """
     probabilities, rgb = field.arrays()
-    nuclei = extract_nuclei(probabilities, mpp=mpp, options=options)
+    nuclei = extract(probabilities, mpp)
     if revise is not None:
         nuclei = revise(nuclei, rgb, mpp)
     nuclei = nuclei.chosen(_owned(nuclei, field.margin_px))

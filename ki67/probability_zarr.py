@@ -12,11 +12,12 @@ import zarr
 from ki67.errors import Stain
 from ki67.inference import Block
 from ki67.pyramid import add_coarser_levels, create_level, ome_attributes
-from ki67.storage import NUCLEUS_CHANNELS, whole
+from ki67.storage import NUCLEUS_CHANNELS, STAIN_CHANNELS, whole
 from ki67.tiles import TilePlan
 
 CHUNK_PX = 256
 _ZSTD_LEVEL = 1
+COLORS: Mapping[str, str] = {**NUCLEUS_CHANNELS, **STAIN_CHANNELS}
 
 
 class ProbabilityWriter:
@@ -56,7 +57,7 @@ def probability_zarr(
     plan: TilePlan,
     classes: tuple[str, ...],
     frame: Stain,
-    colors: Mapping[str, str] = NUCLEUS_CHANNELS,
+    colors: Mapping[str, str] = COLORS,
 ) -> Iterator[ProbabilityWriter]:
     """Open an OME-Zarr 0.5 image to be filled by the block; it appears when it is whole, or not at all.
 

@@ -41,7 +41,7 @@ REFERENCE = "reference_index"
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 # Flags that say something about how high the index is; a blind reader does not see them.
-REVEALING = frozenset({"hot_spot_driven", "weak_dab"})
+REVEALING = frozenset({"hot_spot_driven", "weak_dab", "second_opinion_differs"})
 
 PROVENANCE = ("models", "versions", "seconds", "inputs", "settings", "code")
 

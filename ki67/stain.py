@@ -28,6 +28,13 @@ HE_LIMIT = 0.14  # real H&E fields score 0.24 to 0.78, real Ki-67 fields -0.51 t
 LIMIT_WIDTH = 0.02
 UNKNOWN_BELOW = 0.8
 
+# Pixels that tell the colour of a stain: enough of it, nearly none of the other, and not so dark that light is lost.
+_TELLING_OD = {"hematoxylin": 0.2, "dab": 0.3}
+_PURE_SHARE = 0.75
+_MOST_OD = 1.6
+_AS_GOOD_AS_USUAL = 2000  # pixels from which what is seen weighs as much as the usual vector
+_LEAST_ANGLE_DEG = 20.0  # vectors that lie closer cannot be told apart
+
 _OD_OF_BYTE = -np.log10(np.maximum(np.arange(256), 1) / 255).astype(np.float32)
 
 
@@ -99,6 +106,64 @@ def separate_hed(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
     float32 ``(..., 3)``.
     """
     return optical_density(rgb) @ OD_TO_HED
+
+
+@dataclass(frozen=True)
+class StainPair:
+    """The colours of hematoxylin and DAB on a slide, unit vectors of optical density in red, green and blue."""
+
+    hematoxylin: tuple[float, float, float]
+    dab: tuple[float, float, float]
+
+    @property
+    def amounts_of_density(self) -> NDArray[np.float32]:
+        """Matrix ``(3, 2)`` from optical densities to amounts; what neither stain explains is left out."""
+        return np.linalg.pinv(np.array([self.hematoxylin, self.dab])).astype(np.float32)
+
+    def amounts(self, rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Amounts of both stains float32 ``(..., 2)`` of pixels uint8 ``(..., 3)``; see ``separate_hed``."""
+        return optical_density(rgb) @ self.amounts_of_density
+
+
+USUAL_STAINS = StainPair(*(tuple(map(float, HED_VECTORS[stain])) for stain in (0, 2)))  # type: ignore[arg-type]
+"""Those of Ruifrok & Johnston (2001)."""
+
+
+def slide_stains(rgb: NDArray[np.uint8]) -> StainPair:
+    """The colours that hematoxylin and DAB have on a slide.
+
+    Of the pixels with nearly one stain alone, by the usual vectors, the mean hue. Where few show a stain, the usual
+    vector counts for more, so that a slide without DAB has the usual brown; methods that take the extreme hues of all
+    pixels for the stains (Macenko et al. 2009) would call the greyest of its blues DAB.
+
+    Parameters
+    ----------
+    rgb
+        uint8 ``(..., 3)``, pixels of the slide's tumour.
+
+    Examples
+    --------
+    >>> slide_stains(np.full((10, 3), 255, dtype=np.uint8)) == USUAL_STAINS
+    True
+    """
+    density = optical_density(rgb.reshape(-1, 3))
+    pair = StainPair(*(_seen_vector(density, stain, USUAL_STAINS) for stain in ("hematoxylin", "dab")))
+    angle = np.degrees(np.arccos(np.clip(np.dot(pair.hematoxylin, pair.dab), -1, 1)))
+    return pair if angle >= _LEAST_ANGLE_DEG else USUAL_STAINS
+
+
+def _seen_vector(
+    density: NDArray[np.float32], stain: Literal["hematoxylin", "dab"], usual: StainPair
+) -> tuple[float, float, float]:
+    """Mean hue of the pixels of one stain alone, drawn towards the usual one where these are few."""
+    amounts = np.maximum(density @ usual.amounts_of_density, 0)
+    own = amounts[:, 0 if stain == "hematoxylin" else 1]
+    pure = own >= _PURE_SHARE * amounts.sum(axis=1)
+    telling = density[pure & (own >= _TELLING_OD[stain]) & (density.max(axis=1) <= _MOST_OD)].astype(np.float64)
+    hues = telling / np.linalg.norm(telling, axis=1, keepdims=True)
+    vector = hues.sum(axis=0) + _AS_GOOD_AS_USUAL * np.array(getattr(usual, stain))
+    red, green, blue = (vector / np.linalg.norm(vector)).tolist()
+    return red, green, blue
 
 
 def identify_stain(rgb_pixels: NDArray[np.uint8]) -> StainIdentity:

@@ -48,7 +48,9 @@ NUCLEUS_CHANNELS: dict[str, str] = {
     "negative_nucleus": "005CD6",
     "negative_membrane": "90C0FF",
 }
-"""Classes of ``ki67.networks.NUCLEUS_CLASSES``, with their colours in viewers."""
+"""Classes of ``ki67.predictors.NUCLEUS_CLASSES``, with their colours in viewers."""
+STAIN_CHANNELS = {"hematoxylin": "3B5FB5", "dab": "9A5B22"}
+"""Nuclei of each stain, as StarDist finds them, with their colours in viewers."""
 NUCLEI_IN_GROUP = 50_000
 CLASS_COLORS: dict[str, tuple[int, int, int]] = {
     "Positive": (213, 32, 32),
@@ -294,16 +296,16 @@ def _shrink_tumor(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return coarse
 
 
-def write_empty_probabilities(path: str | Path | None) -> None:
+def write_empty_probabilities(path: str | Path | None, channels: Mapping[str, str] = NUCLEUS_CHANNELS) -> None:
     """Write an image of one pixel, 0 in all classes, where no network looked at a slide; None is no image."""
     import zarr
 
     if path is None or Path(path).exists():
         return
     with whole(path) as partial:
-        attributes = ome_attributes("probability", "ki67", 0.5, NUCLEUS_CHANNELS, 1)
+        attributes = ome_attributes("probability", "ki67", 0.5, channels, 1)
         group = zarr.create_group(partial, zarr_format=3, attributes=attributes)
-        create_level(group, 0, (len(NUCLEUS_CHANNELS), 1, 1), chunk_px=1, shard_px=(1, 1), zstd_level=1)
+        create_level(group, 0, (len(channels), 1, 1), chunk_px=1, shard_px=(1, 1), zstd_level=1)
 
 
 def read_tumor_zarr(path: str | Path, frame: Stain) -> Mask:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from ki67.errors import Ki67Error
 from ki67.geometry import Mask
 from ki67.inference import Block, InferenceRun, InferenceStatistics, Running, peak_memory_mb
-from ki67.networks import Predictor
 from ki67.nuclear_evidence import NuclearEvidence, smoothed_strips
+from ki67.predictors import Predictor
 from ki67.slides import Slide
 from ki67.tiles import CELL_PX, TilePlan, cells_of, plan_tiles
 

@@ -16,8 +16,8 @@ from tqdm import tqdm
 from ki67.binary_scores import area_under_roc, best_threshold, level_counts, level_of, threshold_scores
 from ki67.bootstrap import percentile_intervals
 from ki67.errors import Ki67Error
-from ki67.networks import STRIDE_PX, Predictor, predict_image
 from ki67.nuclear_evidence import NuclearEvidence
+from ki67.predictors import STRIDE_PX, Predictor, predict_image
 from ki67.training.datasets import read_dataset, resampled
 from ki67.tumor import SMOOTHING_UM, Cascade, first_class, regions
 from ki67.tumor_fields import SCORED_MPP, TumorField, at_shape, check_has_tumor, chosen_images, read_tumor_fields

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ki67.binary_scores import area_under_roc, level_of, roc_curve, threshold_scores
 from ki67.figures import figure_pixels, round_length_um
-from ki67.networks import Predictor
+from ki67.predictors import Predictor
 from ki67.score_table import best_median_worst, markdown_table, score_cell
 from ki67.training.datasets import read_dataset
 from ki67.tumor_evaluation import BESIDE, MaskSettings, TumorAnswer, TumorCounts, TumorEvaluation, answer

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,27 @@ def shipped_networks() -> None:
             pytest.skip(
                 f"resources/models/{network} holds no weights; train them with: snakemake train_tumor train_nuclei"
             )
+
+
+@pytest.fixture(scope="session")
+def tiny_stardist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small StarDist model that learned drawn discs, beside what it answered; skips without TensorFlow."""
+    for name in ("tensorflow", "stardist"):
+        if find_spec(name) is None:
+            pytest.skip(f"{name} is not installed; install requirements-test.lock")
+    folder = tmp_path_factory.mktemp("stardist")
+    made = subprocess.run(
+        [sys.executable, "-m", "tests.unit.tiny_stardist", folder],
+        cwd=ROOT,
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert made.returncode == 0, made.stdout
+    return folder / "model"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -18,7 +18,7 @@ import yaml
 from numpy.typing import NDArray
 
 from ki67.errors import Ki67Error
-from ki67.networks import WHOLE_NUCLEUS_CLASSES, NetworkSpec
+from ki67.predictors import WHOLE_NUCLEUS_CLASSES
 from ki67.training.targets import (
     IGNORED,
     NEGATIVE,
@@ -29,6 +29,9 @@ from ki67.training.targets import (
     tumor_target,
     without_membranes,
 )
+
+if TYPE_CHECKING:
+    from ki67.networks import NetworkSpec
 
 NUCLEUS_RADIUS_UM = 3.5
 """Of the discs that stand for nuclei of which only the centre is known; breast tumour nuclei are 7 to 12 µm wide."""
@@ -107,6 +110,21 @@ class AnnotatedImage:
     nuclei: NDArray[np.float64]
 
 
+class Grouped(Protocol):
+    """An image of a dataset that belongs to a group; see ``AnnotatedImage``."""
+
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset."""
+        ...
+
+    @property
+    def group(self) -> str:
+        """Images of one group stay together."""
+        ...
+
+
+SomeImage = TypeVar("SomeImage", bound=Grouped)
 _Annotation = tuple[NDArray[np.uint8], NDArray[np.float64]]
 
 
@@ -301,8 +319,15 @@ def _fitted(image: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
     return cv2.resize(image, shape[::-1], interpolation=cv2.INTER_NEAREST)
 
 
-def read_labels(dataset: Dataset, stem: str, shape: tuple[int, int]) -> tuple[NDArray[np.uint16], dict[int, int]]:
+def read_labels(
+    dataset: Dataset, stem: str, shape: tuple[int, int], *, classified: bool = True
+) -> tuple[NDArray[np.uint16], dict[int, int]]:
     """Instances of an image of a dataset of kind ``instances``.
+
+    Parameters
+    ----------
+    classified
+        Whether there are classes to be read.
 
     Returns
     -------
@@ -317,7 +342,7 @@ def read_labels(dataset: Dataset, stem: str, shape: tuple[int, int]) -> tuple[ND
         If a file is missing or unreadable.
     """
     labels = _read_pixels(dataset, dataset.folder / "labels" / f"{stem}.png", cv2.IMREAD_UNCHANGED)
-    record = _read_json(dataset, dataset.folder / "classes" / f"{stem}.json")
+    record = _read_json(dataset, dataset.folder / "classes" / f"{stem}.json") if classified else {}
     return _fitted(labels.astype(np.uint16), shape), {int(number): int(kind) for number, kind in record.items()}
 
 
@@ -389,7 +414,7 @@ def membrane_px(mpp: float) -> int:
 _READERS = {"instances": _read_instances, "nuclei": _read_centroids, "tumor": _read_tumor}
 
 
-def split(images: list[AnnotatedImage], share: float, seed: int) -> tuple[list[AnnotatedImage], list[AnnotatedImage]]:
+def split(images: list[SomeImage], share: float, seed: int) -> tuple[list[SomeImage], list[SomeImage]]:
     """Part images into training and validation, whole groups at a time, each dataset for itself.
 
     The groups of a dataset that go to validation are neighbours in the order of their names, as neighbours are often of

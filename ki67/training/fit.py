@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
 import logging
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,6 +43,8 @@ from ki67.networks import (
 from ki67.training import datasets as data
 from ki67.training.augmentation import NO_AUGMENTATION, TUMOR_AUGMENTATION, USUAL_AUGMENTATION, Augmentation, mix
 from ki67.training.calibration import calibrate, write_familiar_ranges
+from ki67.training.cards import card_tables, check_allowed, dataset_record, write_curve
+from ki67.training.learning_rate import learning_rate_factor
 from ki67.training.outlined_centers import outline_centers
 from ki67.training.patches import PatchLoss, choose_patches, patch_label
 from ki67.training.scores import score_nuclei, score_tumor
@@ -198,25 +199,6 @@ def _images(dataset: data.Dataset, options: FitOptions) -> list[data.AnnotatedIm
     return [outline_centers(image, network, options.spec.classes) for image in shown]
 
 
-def check_allowed(described: list[data.Dataset], name: str, *, allow_unlicensed: bool) -> None:
-    """That there are datasets, and that all may be learned from.
-
-    Raises
-    ------
-    Ki67Error
-        If there is none, or one of them does not allow training and is not to be used all the same.
-    """
-    if not described:
-        raise Ki67Error(f"network {name}: no datasets to train on; name at least one folder")
-    for dataset in described:
-        if not dataset.training_allowed and not allow_unlicensed:
-            raise Ki67Error(
-                f"dataset {dataset.name}: its use is {dataset.use or 'not stated'!r} under licence "
-                f"{dataset.licence or 'none'!r}, which does not allow training; leave it out, or set allow_unlicensed "
-                "for weights that are never shared"
-            )
-
-
 # ---------------------------------------------------------------------------------------------- tiles
 
 
@@ -344,14 +326,6 @@ def class_weights(images: list[data.AnnotatedImage], classes: int) -> torch.Tens
 
 
 # ---------------------------------------------------------------------------------------------- loop
-
-
-def learning_rate_factor(step: int, steps: int, warmup_steps: int) -> float:
-    """Share of the highest learning rate at a step: a linear rise, then half a cosine down to a hundredth."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
-    return 0.01 + 0.99 * 0.5 * (1 + float(np.cos(np.pi * min(1.0, progress))))
 
 
 def _first_weights(module: nn.Module, options: FitOptions) -> str:
@@ -569,7 +543,7 @@ def _finish(
         "validation": {name: value if np.isfinite(value) else None for name, value in scores.items()},
     }
     spec = replace(spec, training=record)
-    _write_curve(state.curve, folder, spec.name)
+    write_curve(folder, state.curve, spec.name)
     write_whole(folder / "scores.json", (json.dumps(record["validation"], indent=2) + "\n").encode())
     spec = save_network(folder, state.average, spec, card(spec))
     if not spec.classifies_patches:
@@ -577,22 +551,6 @@ def _finish(
     if spec.classes == NUCLEUS_CLASSES:
         write_familiar_ranges(folder, training)
     return spec, scores
-
-
-def dataset_record(
-    dataset: data.Dataset, training: list[data.AnnotatedImage], validation: list[data.AnnotatedImage]
-) -> dict[str, Any]:
-    """What is written down of a dataset that was learned from: plain JSON values."""
-    return {
-        "name": dataset.name,
-        "kind": dataset.kind,
-        "origin": dataset.origin,
-        "licence": dataset.licence,
-        "use": dataset.use,
-        "training_allowed": dataset.training_allowed,
-        "training_images": sum(image.dataset == dataset.name for image in training),
-        "validation_images": sum(image.dataset == dataset.name for image in validation),
-    }
 
 
 def card(spec: NetworkSpec) -> str:
@@ -615,53 +573,3 @@ def card_tiles(spec: NetworkSpec) -> str:
     if not spec.classifies_patches:
         return "tiles"
     return f"at most {spec.training['patches_per_slide']} patches of tumour and as many of other tissue a slide, each"
-
-
-def card_tables(record: Mapping[str, Any]) -> list[str]:
-    """Lines of a card: the datasets of a training, and how well what it made does."""
-    lines = [
-        "",
-        "## Trained on",
-        "",
-        "| dataset | images | held out | origin | licence | use |",
-        "|---|---|---|---|---|---|",
-    ]
-    for entry in record["datasets"]:
-        lines.append(
-            f"| {entry['name']} | {entry['training_images']} | {entry['validation_images']} | {entry['origin']} "
-            f"| {entry['licence']} | {entry['use']} |"
-        )
-    refused = [entry["name"] for entry in record["datasets"] if not entry["training_allowed"]]
-    if refused:
-        lines += [
-            "",
-            f"**Not to be shared:** {', '.join(refused)} does not allow training; allow_unlicensed was set.",
-        ]
-    lines += ["", "## Accuracy on the held-out images", ""]
-    if not record["validation"]:
-        return [*lines, "None were held out.", ""]
-    lines += ["| measure | value |", "|---|---|"]
-    for name, value in record["validation"].items():
-        lines.append(f"| {name.replace('_', ' ')} | {'-' if value is None else f'{value:.3f}'} |")
-    return [*lines, ""]
-
-
-def _write_curve(curve: list[dict[str, float]], folder: Path, name: str) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["step", "seconds", "learning_rate", "training_loss", "validation_loss"])
-    writer.writeheader()
-    writer.writerows(curve)
-    write_whole(folder / "curve.csv", text.getvalue().encode())
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    steps = [row["step"] for row in curve]
-    for key in ("training_loss", "validation_loss"):
-        axes.plot(steps, [row[key] for row in curve], label=key.replace("_", " "))
-    axes.set(xlabel="step", ylabel="loss", title=name)
-    axes.legend()
-    picture = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(picture)
-    write_whole(folder / "curve.png", picture.getvalue())

@@ -31,7 +31,7 @@ from ki67.random_forest import (
     save_forest,
 )
 from ki67.training import datasets as data
-from ki67.training.fit import card_tables, check_allowed, dataset_record
+from ki67.training.cards import card_tables, check_allowed, dataset_record
 from ki67.training.scores import is_known, score_found_nuclei
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from scipy.spatial import cKDTree
 
 from ki67.extraction import Nuclei, extract_nuclei, with_membranes
 from ki67.matching import MATCH_UM
-from ki67.networks import WHOLE_NUCLEUS_CLASSES, Predictor, predict_image
+from ki67.predictors import WHOLE_NUCLEUS_CLASSES, Predictor, predict_image
 from ki67.training.datasets import NUCLEUS_RADIUS_UM, AnnotatedImage, membrane_px
 from ki67.training.targets import IGNORED, discs, five_class_target, without_membranes
 
@@ -33,7 +33,7 @@ def outline_centers(image: AnnotatedImage, network: Predictor, classes: tuple[st
     network
         Of nuclei, at the image's resolution.
     classes
-        Of the target: those of ``ki67.networks.NUCLEUS_CLASSES`` or ``WHOLE_NUCLEUS_CLASSES``.
+        Of the target: those of ``ki67.predictors.NUCLEUS_CLASSES`` or ``WHOLE_NUCLEUS_CLASSES``.
     """
     mpp = network.spec.mpp
     seen = extract_nuclei(with_membranes(predict_image(network, image.rgb)), mpp=mpp)

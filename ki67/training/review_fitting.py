@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from ki67.detectors import Detector
+from ki67.detection import Detector
 from ki67.evaluation_fields import EvaluationField, read_evaluation_fields
 from ki67.matching import MATCH_UM, match_points
 from ki67.nuclei import stain_amounts

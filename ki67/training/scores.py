@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from ki67.extraction import Nuclei, extract_nuclei, with_membranes
 from ki67.matching import MATCH_UM, match_points
-from ki67.networks import Predictor, predict_image
+from ki67.predictors import Predictor, predict_image
 from ki67.training.datasets import AnnotatedImage
 from ki67.training.targets import IGNORED, NEGATIVE, OTHER, POSITIVE
 

@@ -12,12 +12,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ki67.networks import Predictor, predict_image
 from ki67.nuclei import extract_nuclei
 from ki67.phantom.look import HEMATOXYLIN_KI67, Look
 from ki67.phantom.nuclei import unmasked_hematoxylin
 from ki67.phantom.paint import develop, expose
 from ki67.phantom.textures import Floats, Noise
+from ki67.predictors import Predictor, predict_image
 from ki67.stain import STAINED_OD
 from ki67.stain_vectors import macenko_vectors
 from ki67.training.restained import nuclear_dab

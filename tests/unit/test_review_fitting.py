@@ -3,7 +3,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from ki67.detectors import Detector
+from ki67.detection import Detector
 from ki67.errors import Ki67Error
 from ki67.evaluation_fields import EvaluationField
 from ki67.familiarity import joined_ranges

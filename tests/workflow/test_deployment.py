@@ -17,7 +17,7 @@ from tests.workflow.conftest import StandIn, WithConda
 
 pytestmark = pytest.mark.usefixtures("shipped_networks")
 
-STACKS = ("registration", "torch", "report")
+STACKS = ("registration", "torch", "report")  # of a run without StarDist
 # What a job takes from the environment of whoever started it: Snakemake itself.
 OF_SNAKEMAKE = {
     "snakemake",

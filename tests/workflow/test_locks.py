@@ -38,7 +38,7 @@ def test_the_environments_have_the_versions_of_the_lock_file() -> None:
         assert set(pip) <= locked, path.name
 
 
-STACKS = ("registration", "report", "torch")
+STACKS = ("registration", "report", "tensorflow", "torch")
 
 
 def test_there_is_an_environment_for_each_stack_one_for_the_driver_and_an_image_for_each_stack() -> None:
@@ -75,7 +75,7 @@ def test_an_image_holds_what_the_environment_holds(stack: str) -> None:
 
 def rules_with_scripts() -> list[tuple[str, str, str]]:
     texts = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "workflow" / "rules").glob("*.smk"))]
-    pattern = r"^rule (\w+):.*?envs/(\w+)\.yaml.*?scripts/(\w+)\.py"
+    pattern = r"^ *rule (\w+):.*?envs/(\w+)\.yaml.*?scripts/(\w+)\.py"
     return [found for text in texts for found in re.findall(pattern, text, re.MULTILINE | re.DOTALL)]
 
 
@@ -84,6 +84,23 @@ def test_the_environment_of_a_rule_holds_what_its_script_imports(rule: str, envi
     path = ROOT / "workflow" / "scripts" / f"{script}.py"
     for file in (path, *import_closure(path, ROOT)):
         assert not lacking(imported_at_once(file), environment), f"{rule}: {file.name}"
+
+
+def test_no_stage_can_import_both_tensorflow_and_pytorch() -> None:
+    for rule, environment, script in rules_with_scripts():
+        files = import_closure(ROOT / "workflow" / "scripts" / f"{script}.py", ROOT)
+        modules = {name for file in files for name in imported_anywhere(file)}
+        assert not {"tensorflow", "torch"} <= modules, rule
+        assert environment != "tensorflow" or "tensorflow" in modules, rule
+
+
+def imported_anywhere(path: Path) -> Iterator[str]:
+    """Packages that a module imports, in functions as well."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").split(".")[0]
 
 
 def test_the_environment_of_the_driver_holds_what_the_rules_import(tmp_path: Path) -> None:
@@ -97,7 +114,7 @@ def test_the_environment_of_the_driver_holds_what_the_rules_import(tmp_path: Pat
     assert any("ki67.slides" in line for line in imports)
     text = "\n".join(line.partition("#")[0] for line in imports)
     (tmp_path / "imports.py").write_text(text, encoding="utf-8")
-    needed = ("errors", "provenance", "report", "sheet", "slides", "tumor_methods")
+    needed = ("errors", "provenance", "report", "sheet", "slides", "stardist_model", "tumor_methods")
     for file in (tmp_path / "imports.py", *(ROOT / "ki67" / f"{module}.py" for module in needed)):
         assert not lacking(imported_at_once(file), "driver"), file.name
 

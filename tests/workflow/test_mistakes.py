@@ -49,8 +49,20 @@ def test_a_mistake_in_the_sheet(workflow: Workflow, header: str, rows: list[str]
         ("tumour={}", "unknown key 'tumour' of config.yaml; did you mean 'tumor'?"),
         ("keep=everything", "config.yaml: keep is 'everything'; write tables or masks or probabilities"),
         (
-            'nuclei={"method": "stardist"}',
-            "config.yaml: nuclei.method is 'stardist'; write unet_resnet34 or unet_resnet50 or color_threshold or random_f",
+            'nuclei={"method": "cellpose"}',
+            "config.yaml: nuclei.method is 'cellpose'; write unet_resnet34 or unet_resnet50 or color_threshold or random_f",
+        ),
+        (
+            'nuclei={"method": "stardist", "second_opinion": "stardist"}',
+            "nuclei.second_opinion is stardist, and so is nuclei.method; set one of them to another method, or nuclei",
+        ),
+        (
+            'index={"second_opinion_differs": "often"}',
+            "config.yaml: index.second_opinion_differs is 'often'; write a difference such as 0.05, or interval",
+        ),
+        (
+            'index={"second_opinion_differs": 5}',
+            "config.yaml: index.second_opinion_differs is '5'; write ",
         ),
         (
             'tumor={"method": "stardist"}',

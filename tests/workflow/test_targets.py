@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -119,6 +120,64 @@ def test_nuclei_are_found_with_the_model_of_the_method(workflow: Workflow, sheet
     )
     assert "models.nuclei_resnet50 is not_there, but " in missing.stdout
     assert "train one with: snakemake train_nuclei_resnet50" in missing.stdout
+
+
+def write_stardist(folder: Path, **described: object) -> Path:
+    """A folder as StarDist itself writes it, whose weights nobody loads."""
+    folder.mkdir(parents=True)
+    config = {"n_dim": 2, "n_channel_in": 1, "n_rays": 32, "grid": [2, 2], "backbone": "unet", "unet_n_depth": 2}
+    shape = {"unet_n_conv_per_depth": 2, "unet_kernel_size": [3, 3], "unet_pool": [2, 2]}
+    (folder / "config.json").write_text(json.dumps(config | shape))
+    (folder / "thresholds.json").write_text('{"prob": 0.5, "nms": 0.4}')
+    (folder / "weights_best.h5").write_bytes(b"weights")
+    if described:
+        (folder / "model.json").write_text(json.dumps(described))
+    return folder
+
+
+@pytest.mark.usefixtures("shipped_networks")
+def test_stardist_counts_instead_of_the_network_or_beside_it(workflow: Workflow, sheet: Path) -> None:
+    write_stardist(workflow.folder / "mine" / "stardist")
+    known = ("--config", f"slides={sheet.name}", 'models={"stardist": "mine/stardist"}')
+    assert workflow.planned(*known) == WHOLE
+    beside = workflow.run("--dry-run", *known, 'nuclei={"second_opinion": "stardist"}').stdout
+    assert job_counts(beside) == WHOLE | {"second_opinion": 2}
+    assert "results/S01/second_opinion.parquet, results/S01/second_opinion.geojson.gz" in beside
+    unused = {"nuclei": "not_there", "tumor_ki67_nuclei": None, "stardist": "mine/stardist"}
+    instead = workflow.run("--dry-run", *known[:2], f"models={unused}", 'nuclei={"method": "stardist"}').stdout
+    assert job_counts(instead) == WHOLE
+    assert "mine/stardist/config.json" in instead
+    one = workflow.planned(*known, 'nuclei={"second_opinion": "stardist"}', "--", "results/S01/second_opinion.json")
+    assert one == dict.fromkeys((*STAGES[:-2], "second_opinion"), 1)
+    missing = workflow.run("--dry-run", *known[:2], 'nuclei={"method": "stardist"}', 'models={"stardist": "absent"}')
+    assert "models.stardist is absent, but " in missing.stdout
+    assert "train one with: snakemake train_stardist" in missing.stdout
+
+
+@pytest.mark.usefixtures("shipped_networks")
+def test_a_stardist_model_that_was_changed_stops_a_run_before_any_job(workflow: Workflow, sheet: Path) -> None:
+    write_stardist(workflow.folder / "mine" / "stardist", mpp=0.5, sha256="0" * 64)
+    settings = ('models={"stardist": "mine/stardist"}', 'nuclei={"second_opinion": "stardist"}')
+    found = workflow.run("--config", f"slides={sheet.name}", *settings)
+    assert found.returncode != 0
+    assert "StarDist model stardist: weights_best.h5 has sha256" in found.stdout
+    assert "Traceback" not in found.stdout
+    assert not (workflow.folder / "results" / "S01").exists()
+
+
+def test_stardist_is_trained_by_name(workflow: Workflow) -> None:
+    assert workflow.planned("train_stardist") == {"draw_fields": 1, "train_stardist": 1}
+    write_annotated(workflow.folder / "mine")
+    settings = "train={'stardist': {'datasets': ['mine'], 'drawn': {'count': 0}}}"
+    assert workflow.planned("--config", settings, "--", "train_stardist") == {"train_stardist": 1}
+
+
+def test_stardist_is_evaluated_in_an_environment_of_its_own(workflow: Workflow) -> None:
+    write_annotated(workflow.folder / "fields")
+    write_stardist(workflow.folder / "mine" / "stardist")
+    methods = "evaluate={'nuclei': {'datasets': ['fields'], 'methods': ['color_threshold', 'stardist']}}"
+    planned = workflow.planned("--config", methods, 'models={"stardist": "mine/stardist"}', "--", "evaluate")
+    assert planned == {"evaluate": 1, "accuracy_table": 1, "evaluate_nuclei": 1, "evaluate_stardist": 1}
 
 
 @pytest.mark.usefixtures("shipped_networks")

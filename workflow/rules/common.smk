@@ -27,6 +27,7 @@ from ki67.sheet import (
     read_rows,
     with_defaults,
 )
+from ki67.stardist_model import read_star_spec
 from ki67.tumor_methods import MODELS as TUMOR_MODELS
 
 # Everything that comes with the workflow is found from this file, so that it can run with --directory or as a module.
@@ -35,15 +36,18 @@ ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).resolve(
 # More threads on one slide wait for each other.
 MOST_THREADS = 8
 
-# Model of each way to find nuclei, as in ki67/detectors.py, which takes seconds to import.
+# Model of each way to find nuclei, as in ki67/detection.py, which takes seconds to import.
 NUCLEI_MODELS = {
     "unet_resnet34": "nuclei",
     "unet_resnet50": "nuclei_resnet50",
     "color_threshold": None,
     "random_forest": "nuclei_forest",
+    "stardist": "stardist",
 }
 EVALUATED_TUMOR_MODELS = ("tumor_he", "tumor_he_coarse", "tumor_ki67", "tumor_he_patches", "tumor_ki67_patches")
-MODEL_FILES = {"nuclei_forest": "forest.safetensors"}
+MODEL_FILES = {"nuclei_forest": "forest.safetensors", "stardist": "weights_best.h5"}
+# What lies beside weights and decides on results. The last two are of StarDist, whose own folders have no digest of the weights.
+BESIDE_WEIGHTS = ("int8.safetensors", "familiar.json", "review.json", "thresholds.json", "weights_best.h5")
 # What the fields of each model show.
 FIELD_KINDS = {
     "tumor_he": "tumor_he",
@@ -56,6 +60,7 @@ FIELD_KINDS = {
     "nuclei_teacher": "nuclei",
     "nuclei_resnet50": "nuclei",
     "nuclei_forest": "nuclei",
+    "stardist": "nuclei",
 }
 # Ways to predict the index from H&E, those of them that are networks, and the fewest patients to learn from, as in
 # ki67/prediction/methods.py and splits.py, which take seconds to import.
@@ -213,7 +218,8 @@ def code_of(script: str, without: tuple[str, ...] = ()) -> str:
 
 
 def model_file(network: str) -> str | list:
-    """model.json of a network; it holds the digest of the weights, so that its content stands for both.
+    """model.json of a network; it holds the digest of the weights, so that its content stands for both. Where StarDist itself
+    wrote a folder, config.json.
 
     None is no file. A bare name is a folder of resources/models, anything with a slash a folder seen from the working directory. The
     latter is made absolute, as a relative one would tie scoring to the rules that train.
@@ -223,13 +229,16 @@ def model_file(network: str) -> str | list:
         return []
     shipped = ROOT / "resources" / "models" / name
     folder = os.path.relpath(shipped) if Path(name).name == name else os.path.abspath(name)
-    for file in ("model.json", MODEL_FILES.get(network, "weights.safetensors")):
+    # A folder that StarDist itself wrote says what it is in another file.
+    foreign = network == "stardist" and not os.path.isfile(f"{folder}/model.json")
+    described = "config.json" if foreign else "model.json"
+    for file in (described, MODEL_FILES.get(network, "weights.safetensors")):
         if not os.path.isfile(f"{folder}/{file}"):
             raise WorkflowError(
                 f"models.{network} is {name}, but {folder} holds no {file}; name a folder of resources/models or train "
                 f"one with: snakemake train_{network}"
             )
-    return f"{folder}/model.json"
+    return f"{folder}/{described}"
 
 
 def nuclei_model() -> str | None:
@@ -252,7 +261,7 @@ def tumor_model_file(stain: str):
 
 def beside_weights(*networks: str | None):
     """Digest of what lies beside the weights of networks and decides on their answers: the ranges of activations, which
-    decide in 8-bit integers, what a network was trained on, and how its nuclei are reviewed.
+    decide in 8-bit integers, what a network was trained on, how its nuclei are reviewed, and thresholds.
 
     No input files, of which each would be asked for by thousands of jobs.
     """
@@ -260,7 +269,7 @@ def beside_weights(*networks: str | None):
     def digest(wildcards) -> str:
         found = hashlib.sha256()
         for folder in (os.path.dirname(model_file(network)) for network in networks if network and model_file(network)):
-            for name in ("int8.safetensors", "familiar.json", "review.json"):
+            for name in BESIDE_WEIGHTS:
                 path = Path(folder, name)
                 found.update(path.read_bytes() if path.is_file() else b"none")
         return found.hexdigest()[:16]
@@ -283,18 +292,54 @@ def check_before_jobs() -> None:
     """What would fail in every slide is found before the first job."""
     check_writable(Path("results"))
     check_dates({slide: filter(None, map(located, row.files.values())) for slide, row in SLIDES.items()})
-    scoring = [nuclei_model(), *(tumor_model(stain) for stain in ("he", "he_coarse", "ki67", "ki67_nuclei"))]
+    opinion = (
+        None if SETTINGS["nuclei"]["second_opinion"] == "none" else NUCLEI_MODELS[SETTINGS["nuclei"]["second_opinion"]]
+    )
+    scoring = [nuclei_model(), opinion, *(tumor_model(stain) for stain in ("he", "he_coarse", "ki67", "ki67_nuclei"))]
     for network in filter(None, scoring):
         try:
             model = model_file(network)
         except WorkflowError:  # it is still to be trained; if not, the rule that needs it says so
             continue
-        if model:
+        if network == "stardist":
+            read_star_spec(Path(model).parent)
+        elif model:
             check_weights(Path(model), MODEL_FILES.get(network, "weights.safetensors"))
 
 
 def network_settings(section: str) -> dict:
     return SETTINGS[section] | SETTINGS["network"]
+
+
+def nuclei_settings(role: str = "method") -> dict:
+    """What the nuclei depend on, by ``nuclei.method`` or ``nuclei.second_opinion``: the other is no reason to look again."""
+    return {role: SETTINGS["nuclei"][role]} | SETTINGS["network"]
+
+
+def stardist_settings(role: str) -> dict:
+    """TensorFlow from PyPI computes on a processor, so only device: cuda asks for a GPU that it must then be able to use."""
+    wanted = SETTINGS["network"]["device"]
+    return nuclei_settings(role) | {"device": "cpu" if wanted == "auto" else wanted}
+
+
+def stardist_gpus() -> int:
+    return int(SETTINGS["network"]["device"].startswith("cuda"))
+
+
+def second_opinion_file(wildcards) -> list[str]:
+    """The record of a second opinion, where there is to be one."""
+    asked = SETTINGS["nuclei"]["second_opinion"] != "none"
+    return [f"results/{wildcards.slide}/second_opinion.json"] if asked else []
+
+
+def check_second_opinion() -> None:
+    """Another method than that of the index is asked, or none."""
+    method = SETTINGS["nuclei"]["method"]
+    if SETTINGS["nuclei"]["second_opinion"] == method:
+        raise ConfigError(
+            f"nuclei.second_opinion is {method}, and so is nuclei.method; set one of them to another method, or "
+            "nuclei.second_opinion to none"
+        )
 
 
 def gpus_wanted() -> int:
@@ -358,6 +403,12 @@ def training_settings(network: str) -> dict:
         "start_from": settings["start_from"] or "",
         "device": SETTINGS["network"]["device"],
     }
+
+
+def stardist_training_settings() -> dict:
+    settings = SETTINGS["train"]["stardist"]
+    device = {"device": stardist_settings("method")["device"]}
+    return {key: settings[key] for key in ("steps", "batch_size", "learning_rate")} | device
 
 
 def encoder_file(wildcards) -> list[str]:
@@ -542,6 +593,7 @@ try:
     SLIDES = load_slides()
     if workflow.is_main_process:
         check_images()
+        check_second_opinion()
         if SETTINGS["on_missing"] == "stop":
             check_all_present()
 except ConfigError as error:

@@ -15,7 +15,7 @@ rule evaluate_nuclei:
     benchmark:
         "logs/evaluate_nuclei/{method}_{dataset}.tsv"
     wildcard_constraints:
-        method="|".join(NUCLEI_MODELS),
+        method="|".join(method for method in NUCLEI_MODELS if method != "stardist"),
     conda:
         "../../envs/torch.yaml"
     container:
@@ -30,6 +30,35 @@ rule evaluate_nuclei:
         code=code("evaluate_nuclei.py"),
     script:
         "../scripts/evaluate_nuclei.py"
+
+
+rule evaluate_stardist:
+    input:
+        description=lambda wildcards: f"{evaluation_folder(wildcards.dataset, 'nuclei')}/dataset.yaml",
+        model=lambda wildcards: model_file("stardist"),
+    output:
+        record="evaluation/nuclei/stardist/{dataset}.json",
+        best="evaluation/nuclei/stardist/{dataset}_best.png",
+        median="evaluation/nuclei/stardist/{dataset}_median.png",
+        worst="evaluation/nuclei/stardist/{dataset}_worst.png",
+    log:
+        "logs/evaluate_nuclei/stardist_{dataset}.log",
+    benchmark:
+        "logs/evaluate_nuclei/stardist_{dataset}.tsv"
+    conda:
+        "../../envs/tensorflow.yaml"
+    container:
+        SETTINGS["containers"]["tensorflow"]
+    threads: 8
+    resources:
+        mem_mb=8000,
+        runtime=120,
+        gpu=stardist_gpus(),
+    params:
+        settings=lambda wildcards: stardist_settings("method") | {"changes": SETTINGS["evaluate"]["nuclei"]["changes"]},
+        code=code("evaluate_stardist.py"),
+    script:
+        "../scripts/evaluate_stardist.py"
 
 
 rule evaluate_tumor:

@@ -5,6 +5,7 @@ rule index:
         register="results/{slide}/transform.json",
         transfer="results/{slide}/transfer.json",
         nuclei="results/{slide}/nuclei.json",
+        second_opinion=asked_often(second_opinion_file),
         table="results/{slide}/nuclei.parquet",
         tumor_he="results/{slide}/tumor_he.ome.zarr",
         tumor_ki67="results/{slide}/tumor_ki67.ome.zarr",

@@ -8,8 +8,6 @@ rule pairs:
         transform="results/{slide}/transform.json",
         nuclei="results/{slide}/nuclei.parquet",
         index="results/{slide}/ki67.json",
-        he=slide_file("he"),
-        ki67=slide_file("ki67"),
     output:
         pairs=directory("results/{slide}/pairs.zarr"),
         record="results/{slide}/pairs.json",
@@ -33,6 +31,8 @@ rule pairs:
         mem_mb=by_size(2000, per_gb=1000),
         runtime=by_size(30, per_gb=20),
     params:
+        he=slide_file("he"),
+        ki67=slide_file("ki67"),
         patient=of_row("patient"),
         marker=SETTINGS["marker"]["name"],
         settings=SETTINGS["predict"]["pairs"],

@@ -1,4 +1,4 @@
-# A training that was stopped goes on from training/<network>/checkpoint.pt, which is no output, so that it stays.
+# A training that was stopped goes on from training/<network>/checkpoint.* (.pt or .npz), which is no output, so that it stays.
 
 
 rule draw_fields:
@@ -96,6 +96,37 @@ rule train_forest:
         code=code("train_forest.py"),
     script:
         "../scripts/train_forest.py"
+
+
+rule train_stardist:
+    input:
+        datasets=lambda wildcards: training_datasets({"network": "stardist"}),
+    output:
+        weights="training/stardist/weights_best.h5",
+        config="training/stardist/config.json",
+        thresholds="training/stardist/thresholds.json",
+        model="training/stardist/model.json",
+        card="training/stardist/card.md",
+        scores="training/stardist/scores.json",
+        curve="training/stardist/curve.png",
+    log:
+        "logs/train/stardist.log",
+    benchmark:
+        "logs/train/stardist.tsv"
+    conda:
+        "../../envs/tensorflow.yaml"
+    container:
+        SETTINGS["containers"]["tensorflow"]
+    threads: 16
+    resources:
+        mem_mb=16000,
+        runtime=1440,
+        gpu=stardist_gpus(),
+    params:
+        settings=stardist_training_settings(),
+        code=code("train_stardist.py"),
+    script:
+        "../scripts/train_stardist.py"
 
 
 rule train_tumor_he:

@@ -10,8 +10,7 @@ from ki67.provenance import slide_provenance, stage_log
 from ki67.slides import open_checked_slide
 
 SLIDE, INPUT, OUTPUT, PARAMS = snakemake.wildcards.slide, snakemake.input, snakemake.output, snakemake.params
-STAGES, SETTINGS = ("check", "tumor", "register", "transfer", "nuclei"), PARAMS.settings
-DISTRIBUTIONS, TOLD = ("numpy", "geopandas", "dask", "spatialdata"), ("patient", "references", "marker")
+STAGES, SETTINGS = ("check", "tumor", "register", "transfer", "nuclei", "second_opinion"), PARAMS.settings
 CUTOFFS, NAMES = index_categories(SETTINGS["preset"], SETTINGS["cutoffs"])
 
 
@@ -25,16 +24,17 @@ def draw(stain: str, checked: dict | None, *counted) -> dict:
 
 
 with stage_log(snakemake.log[0], stage="index", name=SLIDE) as log:
-    stages = {stage: storage.read_json(INPUT[stage]) for stage in STAGES}
+    stages = {stage: storage.read_json(INPUT[stage]) for stage in STAGES if INPUT[stage]}
     nuclei, tumor = storage.read_nuclei_parquet(INPUT.table), storage.read_tumor_zarr(INPUT.tumor_ki67, "ki67")
     result = ki67_index(nuclei, tumor, cutoffs=CUTOFFS, names=NAMES, certainty=SETTINGS["certainty"], slide_id=SLIDE)
-    record = slide_record(result, slide=SLIDE, stages=stages, **{name: PARAMS[name] for name in TOLD})
+    told = {"slide": SLIDE, "stages": stages} | {name: PARAMS[name] for name in ("patient", "references", "marker")}
+    record = slide_record(result, **told, second_opinion_differs=SETTINGS["second_opinion_differs"])
     shown, checked = "ki67" if stages["check"]["stains"]["ki67"] else "he", stages["check"]["stains"]
     outlined = tumor if shown == "ki67" else storage.read_tumor_zarr(INPUT.tumor_he, "he")
     for name, picture in draw(shown, checked[shown], outlined, nuclei, result.local, record).items():
         storage.write_image_png(OUTPUT[name], picture)
     storage.write_hot_spots_geojson(OUTPUT.hot_spots, result.hot_spots, checked[shown]["mpp"], slide_id=SLIDE)
-    record |= slide_provenance(stages | {"index": log.record(PARAMS, DISTRIBUTIONS)})
+    record |= slide_provenance(stages | {"index": log.record(PARAMS, ("numpy", "geopandas", "dask", "spatialdata"))})
     storage.write_slide_zarr(Path(OUTPUT.store).parent, nuclei, tumor, record, MEASURES)
     storage.write_json(OUTPUT.index, record)
     log.note(f"{result.positive} positive of {result.total} nuclei, flags {', '.join(record['flags']) or 'none'}")

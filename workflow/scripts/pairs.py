@@ -20,7 +20,7 @@ def make(stains: dict, tumor, record: dict, **known) -> MadePairs:
     reason, opened = unlabelled_reason(stains, record["verdict"]), {}
     with ExitStack() as stack:
         for one in needed_stains(tumor, reason):
-            opened[one] = stack.enter_context(open_checked_slide(INPUT[one], stains[one], slide_id=SLIDE, stain=one))
+            opened[one] = stack.enter_context(open_checked_slide(PARAMS[one], stains[one], slide_id=SLIDE, stain=one))
         nuclei = storage.read_nuclei_parquet(INPUT.nuclei)
         ki67 = Ki67Side(opened["ki67"], nuclei, transform_from_json(record)) if "ki67" in opened else None
         return make_pairs(opened.get("he"), tumor, ki67, SETTINGS, unlabelled=reason, **known)
