@@ -90,13 +90,14 @@ def _blurred(channel: Floats, sigma_px: float) -> Floats:
 
 def _length(across: Floats, down: Floats) -> Floats:
     """Of vectors. That of OpenCV depends, in the last digit, on where in memory they lie."""
-    return np.asarray(np.sqrt(across * across + down * down))
+    return np.asarray(np.sqrt(across * across + down * down), np.float32)
 
 
 def _eigenvalues(across: Floats, down: Floats, mixed: Floats) -> tuple[Floats, Floats]:
     """Of symmetric 2 x 2 matrices, the larger first."""
-    mean, spread = (across + down) / 2, _length((across - down) / 2, mixed)
-    return mean + spread, mean - spread
+    half = np.float32(0.5)
+    mean, spread = (across + down) * half, _length((across - down) * half, mixed)
+    return np.asarray(mean + spread, np.float32), np.asarray(mean - spread, np.float32)
 
 
 def _summaries(maps: Floats) -> Floats:

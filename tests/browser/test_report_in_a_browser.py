@@ -14,6 +14,7 @@ import yaml
 
 from benchmarks.browser import CHROMIUM, DRIVER, seconds_to_open, start_browser
 from benchmarks.report_size import drawn_page, drawn_records, write_report
+from ki67.report import ReportSettings, prediction_data, report_html
 from ki67.sheet import add_scores, read_rows
 from tests.conftest import ROOT
 
@@ -138,6 +139,59 @@ def test_200_slides_open_in_time_and_are_not_large(browser: Callable[..., Page],
     assert seconds < MOST_SECONDS
     assert cohort.stat().st_size < MOST_BYTES
     assert len(page.ids()) == 200
+
+
+@pytest.fixture
+def predicted(tmp_path: Path) -> Path:
+    """The report of twelve slides without pictures, with predictions of two of them that have an H&E alone."""
+    records = drawn_records(12)
+    for record, hostile in zip(records[:2], ("H1", HOSTILE), strict=True):
+        record |= {"slide": hostile, "index": None, "index_low": None, "index_high": None, "category": None}
+    score = {"value": 0.71, "low": 0.4, "high": 0.88}
+    evaluation = {
+        "method": "mean_pooling",
+        "model": {"method": "mean_pooling", "marker": "Ki-67", "sha256": "ab", "slides": 10, "patients": 9},
+        "slide": {"scores": {"spearman": score, "mae": {"value": 0.052, "low": 0.04, "high": 0.07}}},
+        "patch": None,
+        "out_of_fold": [
+            {"slide": one["slide"], "index": 0.2, "predicted": 0.25, "predicted_low": 0.1, "predicted_high": 0.45}
+            for one in records[2:]
+        ],
+    }
+    told = {"slide": "H1", "predicted_index": 0.314, "predicted_low": 0.2, "predicted_high": 0.5, "reason": ""}
+    refused = dict.fromkeys(("predicted_index", "predicted_low", "predicted_high")) | {"slide": HOSTILE}
+    prediction = prediction_data(evaluation, [told, refused | {"reason": f"{HOSTILE}: too few"}])
+    page = {"overview": None, "heatmaps": [], "registration": None, "fields": [], "absent": {}}
+    settings = ReportSettings((0.1, 0.2), ("<10%", "10-20%", ">20%"), prediction=prediction)
+    path = tmp_path / "report.html"
+    path.write_text(report_html(records, [page] * 12, settings), encoding="utf-8")
+    return path
+
+
+def test_predictions_are_in_a_section_of_their_own(browser: Callable[..., Page], predicted: Path) -> None:
+    page = browser()
+    page.open(predicted)
+    section = page.one("#prediction")
+    assert "not a measurement" in section.text
+    assert "10 slides of 9 patients" in section.text
+    rows = [row.text for row in page.all("#predicted tbody tr")]
+    assert rows[0].split()[:2] == ["H1", "31.4"]
+    assert "20.0 to 50.0 %" in rows[0]
+    assert rows[1].endswith("too few")
+    assert "0.40 to 0.88" in section.text
+    assert "5.2 points" in section.text
+    assert len(page.all("#prediction svg.plot circle.dot")) == 10
+    assert page.driver.title != "run"
+    words = page.one("#slides").text
+    assert "31.4" not in words
+    start_blind(page)
+    assert page.all("#prediction") == []
+
+
+def test_a_report_without_predictions_says_nothing_of_them(browser: Callable[..., Page], cohort: Path) -> None:
+    page = browser()
+    page.open(cohort)
+    assert page.all("#prediction") == []
 
 
 def test_the_table_sorts_and_filters(browser: Callable[..., Page], cohort: Path) -> None:
