@@ -331,7 +331,7 @@ class InferenceRun:
         bottom = max(w.row_px + w.height_px for w in plan.windows)
         right = max(w.column_px + w.width_px for w in plan.windows)
         size = bottom - top, right - left
-        probabilities = np.zeros((len(self._network.spec.classes), *size), dtype=np.uint8)
+        probabilities = np.zeros((len(answers[0][1]), *size), dtype=np.uint8)
         rgb = np.full((*size, 3), 255, dtype=np.uint8)
         for window, (pixels, levels) in zip(plan.windows, answers, strict=True):
             place = (

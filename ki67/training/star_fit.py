@@ -460,7 +460,7 @@ def _finish(
     write_json(folder / "scores.json", scores)
     write_curve(folder, state.curve, options.name)
     record = {
-        "datasets": [dataset_record(dataset, training, validation) for dataset in described],
+        "datasets": [dataset_record(dataset, _once(training), _once(validation)) for dataset in described],
         "steps": state.step,
         "batch_size": options.batch_size,
         "seconds": round(state.seconds),
@@ -473,6 +473,11 @@ def _finish(
     model = {"name": options.name, "architecture": ARCHITECTURE, "classes": ["nucleus"], "mpp": options.mpp}
     write_json(folder / MODEL_FILE, model | {"sha256": digest, "training": record})
     return scores
+
+
+def _once(images: Sequence[StarImage]) -> list[StarImage]:
+    """One channel of each image."""
+    return list({(image.dataset, image.name): image for image in images}.values())
 
 
 def _card(options: StarFitOptions, stars: StarOptions, record: dict[str, Any]) -> str:

@@ -143,7 +143,7 @@ def test_stardist_counts_instead_of_the_network_or_beside_it(workflow: Workflow,
     beside = workflow.run("--dry-run", *known, 'nuclei={"second_opinion": "stardist"}').stdout
     assert job_counts(beside) == WHOLE | {"second_opinion": 2}
     assert "results/S01/second_opinion.parquet, results/S01/second_opinion.geojson.gz" in beside
-    unused = {"nuclei": "not_there", "tumor_ki67_nuclei": None, "stardist": "mine/stardist"}
+    unused = {"nuclei": "not_there", "stardist": "mine/stardist"}
     instead = workflow.run("--dry-run", *known[:2], f"models={unused}", 'nuclei={"method": "stardist"}').stdout
     assert job_counts(instead) == WHOLE
     assert "mine/stardist/config.json" in instead

@@ -292,9 +292,7 @@ def check_before_jobs() -> None:
     """What would fail in every slide is found before the first job."""
     check_writable(Path("results"))
     check_dates({slide: filter(None, map(located, row.files.values())) for slide, row in SLIDES.items()})
-    opinion = (
-        None if SETTINGS["nuclei"]["second_opinion"] == "none" else NUCLEI_MODELS[SETTINGS["nuclei"]["second_opinion"]]
-    )
+    opinion = NUCLEI_MODELS.get(SETTINGS["nuclei"]["second_opinion"])
     scoring = [nuclei_model(), opinion, *(tumor_model(stain) for stain in ("he", "he_coarse", "ki67", "ki67_nuclei"))]
     for network in filter(None, scoring):
         try:
