@@ -196,7 +196,7 @@ def evaluate_patches(patches: pandas.DataFrame, slides: pandas.DataFrame) -> dic
     row_of = slides.set_index("slide")
     said, known = ([part[name].to_numpy(np.float64) for part in parts.values()] for name in ("predicted", "label"))
     fold_of = np.array([row_of.at[slide, "fold"] for slide in parts], dtype=np.int64)
-    patients = [patient_key(row_of.at[slide, "patient"]) for slide in parts]
+    patients = [patient_key(str(row_of.at[slide, "patient"])) for slide in parts]
     mean_said, mean_known = (np.array([part.mean() for part in side]) for side in (said, known))
     inside = {
         kind: np.array(

@@ -95,7 +95,8 @@ def _length(across: Floats, down: Floats) -> Floats:
 
 def _eigenvalues(across: Floats, down: Floats, mixed: Floats) -> tuple[Floats, Floats]:
     """Of symmetric 2 x 2 matrices, the larger first."""
-    mean, spread = (across + down) / 2, _length((across - down) / 2, mixed)
+    half = np.float32(0.5)
+    mean, spread = half * (across + down), _length(half * (across - down), mixed)
     return mean + spread, mean - spread
 
 
