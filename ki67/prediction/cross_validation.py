@@ -144,7 +144,7 @@ def _fold(
 ) -> tuple[dict[str, NDArray[Any]], dict[int, Answer]]:
     """Arrays of the model of a fold, and by place its answers for the slides of the fold."""
     training = [one for one, fold in zip(examples, fold_of, strict=True) if fold != number]
-    held_out = np.flatnonzero(fold_of == number).tolist()
+    held_out: list[int] = np.flatnonzero(fold_of == number).tolist()
     check_apart([one.patient for one in training], [examples[place].patient for place in held_out])
     arrays = fit(training, options, seed=seed * 1000 + number).arrays()
     model = restore(arrays, options)  # what answers is what will be kept

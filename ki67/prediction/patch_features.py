@@ -96,8 +96,8 @@ def _length(across: Floats, down: Floats) -> Floats:
 def _eigenvalues(across: Floats, down: Floats, mixed: Floats) -> tuple[Floats, Floats]:
     """Of symmetric 2 x 2 matrices, the larger first."""
     half = np.float32(0.5)
-    mean, spread = (across + down) * half, _length((across - down) * half, mixed)
-    return np.asarray(mean + spread, np.float32), np.asarray(mean - spread, np.float32)
+    mean, spread = half * (across + down), _length(half * (across - down), mixed)
+    return mean + spread, mean - spread
 
 
 def _summaries(maps: Floats) -> Floats:

@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import safetensors
@@ -190,8 +190,7 @@ def load_first_weights(network: nn.Module, architecture: Architecture, path: Pat
         if architecture == "vit_b16":
             from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
-            assert isinstance(network, VisionTransformer)
-            weights = checkpoint_filter_fn(dict(weights), network)  # its places are of another image size
+            weights = checkpoint_filter_fn(dict(weights), cast(Any, network))  # its places are of another image size
         kept = {name: value for name, value in weights.items() if not name.startswith(_HEADS)}
         missing, unexpected = network.load_state_dict(kept, strict=False)
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, AttributeError, *_NO_WEIGHTS) as error:
