@@ -188,7 +188,7 @@ def load_first_weights(network: nn.Module, architecture: Architecture, path: Pat
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
         if architecture == "vit_b16":
-            from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+            from timm.models.vision_transformer import checkpoint_filter_fn
 
             weights = checkpoint_filter_fn(dict(weights), cast(Any, network))  # its places are of another image size
         kept = {name: value for name, value in weights.items() if not name.startswith(_HEADS)}
