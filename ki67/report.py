@@ -154,7 +154,9 @@ def report_html(
     return _render(records, shared, details, settings, heading=settings.heading)
 
 
-def prediction_data(evaluation: Mapping[str, Any], predicted: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def prediction_data(
+    evaluation: Mapping[str, Any], predicted: Iterable[Mapping[str, Any]], pictures: Mapping[str, Any]
+) -> dict[str, Any]:
     """What the report shows of predictions from H&E alone.
 
     Parameters
@@ -163,9 +165,13 @@ def prediction_data(evaluation: Mapping[str, Any], predicted: Iterable[Mapping[s
         Record of ``ki67.prediction.training.evaluate_folder``.
     predicted
         Records ``prediction.json`` of the slides that have an H&E alone.
+    pictures
+        Of ``ki67.prediction.training.evaluation_pictures``, each as ``ki67.report_pictures.Picture``.
     """
     levels = [(level, evaluation[level]) for level in ("slide", "patch") if evaluation[level]]
     shown = ("slide", "predicted_index", "predicted_low", "predicted_high", "reason")
+    # Slides are plotted by the page itself.
+    kept = ("patches", "correlations") if evaluation["patch"] else ("correlations",)
     return {
         "method": evaluation["method"],
         "model": evaluation["model"],
@@ -174,6 +180,7 @@ def prediction_data(evaluation: Mapping[str, Any], predicted: Iterable[Mapping[s
         ],
         "slides": evaluation["out_of_fold"],
         "predicted": [{name: one[name] for name in shown} for one in predicted],
+        "pictures": {name: pictures[name] for name in kept},
     }
 
 

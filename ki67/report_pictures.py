@@ -61,6 +61,7 @@ OVERVIEW = PictureSize(720, 20_000)
 HEATMAP = PictureSize(480, 9_000)  # each of the two
 REGISTRATION = PictureSize(480, 11_000)
 FIELD = PictureSize(FIELD_PX, 11_000)
+PLOT = PictureSize(720, 25_000)
 
 
 @dataclass(frozen=True)

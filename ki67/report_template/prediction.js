@@ -16,6 +16,10 @@ const PREDICTION_WORDS = {
   spearman_within_slides: "Spearman's ρ within slides",
   pearson_within_slides: "Pearson's r within slides",
 };
+const PREDICTION_PICTURES = {
+  patches: "Predicted against counted share of positive nuclei of every labelled patch, out of fold",
+  correlations: "Correlations of slides and patches with what was measured, with 95 % intervals; the table has the same values",
+};
 const PREDICTION_POINTS = new Set(["mae", "rmse", "bias", "mae_of_mean"]);
 const PREDICTION_PERCENT = new Set(["same_category", "interval_coverage"]);
 
@@ -29,6 +33,8 @@ function predictionSection() {
     h("div", { class: "agreement" },
       h("figure", {}, h("figcaption", {}, "Predicted against measured index"), frame),
       h("div", { class: "measures" }, predictionTable(found.scores.filter((one) => one.level === "slide"), "Slides, with 95 % intervals"), predictionTable(found.scores.filter((one) => one.level === "patch"), "Patches"))),
+    h("details", { class: "prediction-pictures" }, h("summary", {}, "Pictures of patches and correlations"),
+      Object.entries(found.pictures).map(([name, picture]) => pictureFrame(picture, PREDICTION_PICTURES[name]))),
     predictedSlides(found.predicted));
   drawWhenSized(section, () => {
     const room = section.clientWidth - 34;

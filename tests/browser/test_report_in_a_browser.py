@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -15,6 +17,7 @@ import yaml
 from benchmarks.browser import CHROMIUM, DRIVER, seconds_to_open, start_browser
 from benchmarks.report_size import drawn_page, drawn_records, write_report
 from ki67.report import ReportSettings, prediction_data, report_html
+from ki67.report_pictures import PLOT, picture
 from ki67.sheet import add_scores, read_rows
 from tests.conftest import ROOT
 
@@ -160,7 +163,10 @@ def predicted(tmp_path: Path) -> Path:
     }
     told = {"slide": "H1", "predicted_index": 0.314, "predicted_low": 0.2, "predicted_high": 0.5, "reason": ""}
     refused = dict.fromkeys(("predicted_index", "predicted_low", "predicted_high")) | {"slide": HOSTILE}
-    prediction = prediction_data(evaluation, [told, refused | {"reason": f"{HOSTILE}: too few"}])
+    drawn = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    shown = asdict(picture(drawn, PLOT))
+    predictions = [told, refused | {"reason": f"{HOSTILE}: too few"}]
+    prediction = prediction_data(evaluation, predictions, {"patches": shown, "correlations": shown})
     page = {"overview": None, "heatmaps": [], "registration": None, "fields": [], "absent": {}}
     settings = ReportSettings((0.1, 0.2), ("<10%", "10-20%", ">20%"), prediction=prediction)
     path = tmp_path / "report.html"
@@ -181,6 +187,8 @@ def test_predictions_are_in_a_section_of_their_own(browser: Callable[..., Page],
     assert "0.40 to 0.88" in section.text
     assert "5.2 points" in section.text
     assert len(page.all("#prediction svg.plot circle.dot")) == 10
+    page.one("#prediction summary").click()
+    assert [one.is_displayed() for one in page.all("#prediction image")] == [True]
     assert page.driver.title != "run"
     words = page.one("#slides").text
     assert "31.4" not in words

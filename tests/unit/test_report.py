@@ -26,6 +26,7 @@ from ki67.report import (
 SETTINGS = ReportSettings((0.1, 0.2), ("<10%", "10-20%", ">20%"))
 HOSTILE = "</script><script>alert(1)</script>\n=cmd|' /C calc'!A0 \"&amp;'<!--\u2028"
 PAGE: dict[str, Any] = {"overview": None, "heatmaps": [], "registration": None, "fields": [], "absent": {}}
+PICTURE = {"src": "data:image/webp;base64,UklGRg==", "width": 10, "height": 10}
 
 
 def record(slide: str = "S1", **changes: Any) -> dict[str, Any]:
@@ -148,13 +149,16 @@ def test_predictions_are_apart_from_measured_indices() -> None:
         "out_of_fold": [{"slide": "S1", "index": 0.15, "predicted": 0.2, "predicted_low": 0.1, "predicted_high": 0.4}],
     }
     told = {"predicted_index": 0.31, "predicted_low": 0.2, "predicted_high": 0.5, "reason": "", "seconds": 2}
-    prediction = prediction_data(evaluation, [{"slide": "S2", **told}])
+    prediction = prediction_data(
+        evaluation, [{"slide": "S2", **told}], dict.fromkeys(("patches", "correlations"), PICTURE)
+    )
     settings = ReportSettings((0.1, 0.2), ("a", "b", "c"), prediction=prediction)
     html = report_html([record("S1"), record("S2", index=None)], [PAGE, PAGE], settings)
     data = json.loads(Elements(html).texts["script"][0])
     assert data["prediction"]["scores"] == [{"level": "slide", "name": "spearman", **score}]
     assert data["prediction"]["predicted"][0]["predicted_index"] == 0.31
     assert "seconds" not in data["prediction"]["predicted"][0]
+    assert data["prediction"]["pictures"] == {"correlations": PICTURE}  # this method says nothing of patches
     assert data["slides"][1]["index"] is None
     assert not [key for slide in data["slides"] for key in slide if "predicted" in key]
 

@@ -553,10 +553,10 @@ def predictions(wildcards) -> list[str]:
     return [f"results/{row.slide}/prediction.json" for row in SLIDES.values() if asked and set(row.files) == {"he"}]
 
 
-def prediction_evaluation(wildcards) -> str | list:
-    """With ``predict.method``, how good its predictions are."""
+def prediction_evaluation(name: str):
+    """With ``predict.method``, a file that says how good its predictions are."""
     method = SETTINGS["predict"]["method"]
-    return [] if method is None else f"prediction/{method}/evaluation.json"
+    return [] if method is None else f"prediction/{method}/{name}"
 
 
 def pixels_of_pairs_mb() -> float:

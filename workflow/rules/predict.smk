@@ -87,6 +87,7 @@ rule predict_evaluate_model:
     output:
         record="prediction/{method}/evaluation.json",
         table="prediction/{method}/evaluation.md",
+        page="prediction/{method}/evaluation_page.json",
         slides=report(
             "prediction/{method}/evaluation_slides.png",
             caption="../report/prediction.rst",

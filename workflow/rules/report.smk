@@ -35,7 +35,8 @@ rule report:
         indices=expand("results/{slide}/ki67.json", slide=SLIDES),
         pages=expand("results/{slide}/page.json", slide=SLIDES),
         agreement="results/cohort/agreement.json",
-        evaluation=prediction_evaluation,
+        evaluation=prediction_evaluation("evaluation.json"),
+        evaluation_page=prediction_evaluation("evaluation_page.json"),
         predictions=predictions,
     output:
         **slide_pages_folder(),

@@ -13,8 +13,8 @@ CUTOFFS, NAMES = index_categories(snakemake.params.settings["preset"], snakemake
 
 with stage_log(snakemake.log[0], stage="report", name="cohort") as log:
     records = [read_json(path) for path in INPUT.indices]
-    told = map(read_json, INPUT.predictions)
-    predicted = prediction_data(read_json(INPUT.evaluation), told) if INPUT.evaluation else None
+    told, pictures = map(read_json, INPUT.predictions), INPUT.evaluation_page
+    predicted = prediction_data(read_json(INPUT.evaluation), told, read_json(pictures)) if pictures else None
     made_by, marker = versions(("jinja2",)), snakemake.params.marker
     settings = ReportSettings(CUTOFFS, NAMES, read_json(INPUT.agreement), made_by, marker, predicted)
     pages, folder = map(read_json, INPUT.pages), OUTPUT.get("pages")
