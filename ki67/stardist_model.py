@@ -13,9 +13,11 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping
-from contextlib import redirect_stdout
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -232,19 +234,41 @@ def start_tensorflow(device: str = "auto", *, threads: int = 1) -> Any:
         )
     if device != "cpu":
         claim_gpu(gpu_names())
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    try:
-        import tensorflow
-    except ImportError as error:
-        raise Ki67Error(
-            "StarDist needs TensorFlow, which is not installed here; install requirements.lock, or run the workflow "
-            "with --sdm conda"
-        ) from error
-    _configure(tensorflow, device, threads)
-    gpus = tensorflow.config.get_visible_devices("GPU")
+    with quiet_start():
+        try:
+            import_module("stardist.models")
+            import tensorflow
+        except ImportError as error:
+            raise Ki67Error(
+                "StarDist needs TensorFlow, which is not installed here; install requirements.lock, or run the "
+                "workflow with --sdm conda"
+            ) from error
+        _configure(tensorflow, device, threads)
+        gpus = tensorflow.config.get_visible_devices("GPU")
     if device.startswith("cuda") and not gpus:
         raise Ki67Error(f"device {device!r} cannot be used by TensorFlow on this machine; set device to auto or cpu")
     return tensorflow
+
+
+@contextmanager
+def quiet_start() -> Iterator[None]:
+    """Keep from the terminal what TensorFlow's libraries say when they are loaded; where that fails it is shown.
+
+    They write to the file descriptor of standard error before any setting of theirs can stop them.
+    """
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        sys.stderr.flush()
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            said.seek(0)
+            os.write(terminal, said.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
 
 
 def _configure(tensorflow: Any, device: str, threads: int) -> None:

@@ -314,6 +314,13 @@ def test_a_slide_gives_the_same_nuclei_whatever_the_threads(tiny):
     assert not answers["torch"]
 
 
+def test_probabilities_of_both_stains_are_kept_for_people_to_see(tiny):
+    kept = tiny["answers"]["probabilities"]
+    assert kept["shape"] == [2, 512, 640]
+    assert min(kept["highest"]) > 150
+    assert kept["told"]["channels"] == ["hematoxylin", "dab"]
+
+
 def test_nuclei_in_a_part_of_the_tumour_are_those_of_the_whole(tiny):
     """Other windows, of other sizes and places: the halo is as wide as the network sees."""
     part, whole = (np.array(tiny["answers"][name]) for name in ("part", "whole"))
@@ -346,7 +353,7 @@ def run_python(*arguments):
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

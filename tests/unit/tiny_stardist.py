@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import yaml
+import zarr
 
 from ki67.geometry import Mask
 from ki67.inference import Running
@@ -100,6 +101,13 @@ def table_told(table: Any) -> str:
     return table.drop(columns="geometry").to_json() + json.dumps([str(outline) for outline in table.geometry])
 
 
+def kept(path: Path) -> dict[str, Any]:
+    """What is in an image of probabilities."""
+    group = zarr.open_group(path, mode="r")
+    finest = np.asarray(group["s0"])
+    return {"shape": finest.shape, "highest": finest.max(axis=(1, 2)).tolist(), "told": dict(group.attrs["ki67"])}
+
+
 def answers(model: Path) -> dict[str, Any]:
     """What a trained model finds on an image and on a slide, in different ways."""
     detector = load_star_detector(model, device="cpu", precision="float32")
@@ -108,7 +116,8 @@ def answers(model: Path) -> dict[str, Any]:
     tumor = Mask(np.ones((64, 80), dtype=bool), 4.0, "ki67")
     small = Mask(np.pad(np.ones((30, 40), dtype=bool), ((10, 24), (20, 20))), 4.0, "ki67")
     slide = ImageReader(rgb, "png", mpp=0.5, slide_id="S01", stain="ki67")
-    found = detector.of_slide(slide, tumor, running=Running(threads=1))
+    probabilities = model.parent / "probabilities.ome.zarr"
+    found = detector.of_slide(slide, tumor, running=Running(threads=1), probabilities=probabilities)
     in_part = detector.shown(stain_channels(rgb)).of_slide(slide, small, running=Running(threads=1)).table
     return {
         "identity": dict(detector.identity),
@@ -119,6 +128,7 @@ def answers(model: Path) -> dict[str, Any]:
         "part": in_part[in_part["in_tumor"]][["x_um", "y_um", "area_um2", "positive"]].to_numpy(dtype=float).tolist(),
         "whole": found.table[["x_um", "y_um", "area_um2", "positive"]].to_numpy(dtype=float).tolist(),
         "record": found.to_json(),
+        "probabilities": kept(probabilities),
         "torch": "torch" in sys.modules,
     }
 

@@ -168,8 +168,8 @@ def test_a_stardist_model_that_was_changed_stops_a_run_before_any_job(workflow: 
 def test_stardist_is_trained_by_name(workflow: Workflow) -> None:
     assert workflow.planned("train_stardist") == {"draw_fields": 1, "train_stardist": 1}
     write_annotated(workflow.folder / "mine")
-    settings = "train={'stardist': {'datasets': ['mine'], 'drawn': {'count': 0}}}"
-    assert workflow.planned("--config", settings, "--", "train_stardist") == {"train_stardist": 1}
+    (workflow.folder / "my.yaml").write_text("train: {stardist: {datasets: [mine], drawn: {count: 0}}}")
+    assert workflow.planned("--configfile", "my.yaml", "--", "train_stardist") == {"train_stardist": 1}
 
 
 def test_stardist_is_evaluated_in_an_environment_of_its_own(workflow: Workflow) -> None:
