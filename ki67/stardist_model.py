@@ -318,9 +318,12 @@ def star_model(config: Mapping[str, Any], name: str, precision: Precision = "flo
     keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else "float32")
     try:
         with redirect_stdout(io.StringIO()):  # it prints its usual thresholds
-            return StarDist2D(Config2D(**config), name=name, basedir=None)
+            model = StarDist2D(Config2D(**config), name=name, basedir=None)
     finally:
         keras.config.set_dtype_policy(before)
+    for layer in ("prob", "dist"):  # answers have more digits than bfloat16
+        model.keras_model.get_layer(layer).dtype_policy = "float32"
+    return model
 
 
 class StarNetwork:

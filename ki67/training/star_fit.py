@@ -343,7 +343,8 @@ class _Training:
         shown = tqdm(total=options.steps, initial=self.step, desc=options.name, unit="step")
         with closing(tiles) as batches, shown as progress:
             while self.step < options.steps:
-                losses.append(self._take_step(next(batches)))
+                loss = self._take_step(next(batches))
+                losses.append(loss)
                 self.seconds = seconds_before + time.monotonic() - started
                 progress.update()
                 if self.step % max(1, options.steps // _CURVE_POINTS) == 0 or self.step == options.steps:
@@ -355,7 +356,7 @@ class _Training:
                     self._save()
                     saved = time.monotonic()
                 if on_step is not None:
-                    on_step(self.step, losses[-1] if losses else self.curve[-1]["training_loss"])
+                    on_step(self.step, loss)
 
     def answer(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """What the average of the weights answers; see ``ki67.training.star_scores.Answers``."""

@@ -118,7 +118,9 @@ def answers(model: Path) -> dict[str, Any]:
     slide = ImageReader(rgb, "png", mpp=0.5, slide_id="S01", stain="ki67")
     probabilities = model.parent / "probabilities.ome.zarr"
     found = detector.of_slide(slide, tumor, running=Running(threads=1), probabilities=probabilities)
-    in_part = detector.shown(stain_channels(rgb)).of_slide(slide, small, running=Running(threads=1)).table
+    # Shown alike, whatever of the tumour is looked at.
+    shown = detector.shown(stain_channels(rgb))
+    in_part, whole = (shown.of_slide(slide, mask, running=Running(threads=1)).table for mask in (small, tumor))
     return {
         "identity": dict(detector.identity),
         "halo_px": detector.network.spec.halo_px,
@@ -126,7 +128,7 @@ def answers(model: Path) -> dict[str, Any]:
         "slide": table_told(found.table),
         "again": table_told(detector.of_slide(slide, tumor, running=Running(threads=2)).table),
         "part": in_part[in_part["in_tumor"]][["x_um", "y_um", "area_um2", "positive"]].to_numpy(dtype=float).tolist(),
-        "whole": found.table[["x_um", "y_um", "area_um2", "positive"]].to_numpy(dtype=float).tolist(),
+        "whole": whole[["x_um", "y_um", "area_um2", "positive"]].to_numpy(dtype=float).tolist(),
         "record": found.to_json(),
         "probabilities": kept(probabilities),
         "torch": "torch" in sys.modules,

@@ -27,7 +27,6 @@ from ki67.sheet import (
     read_rows,
     with_defaults,
 )
-from ki67.stardist_model import read_star_spec
 from ki67.tumor_methods import MODELS as TUMOR_MODELS
 
 # Everything that comes with the workflow is found from this file, so that it can run with --directory or as a module.
@@ -300,6 +299,8 @@ def check_before_jobs() -> None:
         except WorkflowError:  # it is still to be trained; if not, the rule that needs it says so
             continue
         if network == "stardist":
+            from ki67.stardist_model import read_star_spec  # NumPy takes longer to import than most plans need
+
             read_star_spec(Path(model).parent)
         elif model:
             check_weights(Path(model), MODEL_FILES.get(network, "weights.safetensors"))
