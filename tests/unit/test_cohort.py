@@ -59,6 +59,7 @@ def test_a_row_a_slide_in_the_order_of_the_sheet(records):
         *["wilson_low", "wilson_high", "nuclei_per_mm2", "index_global_unweighted", "index_global_weighted"],
         *["index_hot_spot", "hot_spot_gap", "index_area"],
         *["p_above_5", "p_above_10", "p_above_14", "p_above_20", "p_above_30"],
+        *["index_second_opinion", "index_area_second_opinion"],
     ]
 
 
@@ -71,7 +72,7 @@ def test_flags_stand_once_in_the_order_of_the_enum_and_reasons_are_sentences(rec
 def test_a_slide_without_index_keeps_its_row_with_empty_cells(records, tmp_path):
     write_csv(tmp_path / "cohort.csv", slide_table(records))
     lines = (tmp_path / "cohort.csv").read_bytes().split(b"\n")
-    assert lines[2] == b"S1,P2,,,,0,0,,2.5,no_ki67,,,S1: no_ki67,he,3.25,not_applicable,," + 15 * b","
+    assert lines[2] == b"S1,P2,,,,0,0,,2.5,no_ki67,,,S1: no_ki67,he,3.25,not_applicable,," + 17 * b","
     assert b"1.234" not in b"".join(lines)
 
 

@@ -245,7 +245,7 @@ def test_the_encoder_starts_from_torchvision_s_file_without_its_classifiers(monk
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     module = build_network(SPEC)
     sentence = initialize_encoder(module, SPEC, source if source == "imagenet" else str(path))
-    assert "ImageNet weights of torchvision" in sentence or "file googlenet-1378be20.pth" in sentence
+    assert "ImageNet weights of torchvision" in sentence or "/googlenet-1378be20.pth" in sentence
     torch.testing.assert_close(module.encoder.conv1.conv.weight, donor.encoder.conv1.conv.weight)
 
 
