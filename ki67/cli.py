@@ -407,6 +407,29 @@ def evaluate_registration(
         write_json(out, result)
 
 
+@evaluate.command("prediction")
+def evaluate_prediction(
+    folder: Annotated[Path, typer.Argument(help="What `snakemake predict_train` wrote, such as prediction/forest.")],
+    out: Annotated[Path | None, typer.Option(help="JSON file for all results.")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Folder for pictures of slides, patches, correlations.")] = None,
+    preset: Annotated[str, typer.Option(help="Cut-offs as index.preset of the config.")] = "breast",
+    cutoffs: Annotated[
+        tuple[float, float] | None, typer.Option(help="Two fractions of your own instead of the preset's.")
+    ] = None,
+) -> None:
+    """How well the index is predicted from H&E alone: slides and patches that the models had not seen."""
+    from ki67.index import index_categories
+    from ki67.prediction.training import evaluate_folder, evaluation_pictures, prediction_table
+    from ki67.storage import write_image_png, write_json
+
+    record = evaluate_folder(folder, index_categories(preset, cutoffs)[0])
+    typer.echo(prediction_table(record))
+    for name, picture in evaluation_pictures(folder, record).items() if pictures else ():
+        write_image_png((pictures or Path()) / f"{record['method']}_{name}.png", picture)
+    if out:
+        write_json(out, record)
+
+
 @benchmark.command("inference")
 def benchmark_inference(
     slide: Annotated[Path, typer.Argument(help="A slide of the network's stain.")],

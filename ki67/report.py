@@ -24,7 +24,17 @@ if TYPE_CHECKING:
 MOST_SLIDES_IN_ONE_FILE = 300
 PAGES_FOLDER = "report_pages"
 TEMPLATE_FOLDER = Path(__file__).with_name("report_template")
-SCRIPTS = ("basics.js", "state.js", "scores.js", "plots.js", "agreement.js", "table.js", "slide.js", "main.js")
+SCRIPTS = (
+    "basics.js",
+    "state.js",
+    "scores.js",
+    "plots.js",
+    "agreement.js",
+    "prediction.js",
+    "table.js",
+    "slide.js",
+    "main.js",
+)
 STYLES = ("report.css",)
 HEATMAP_COLORS = 32  # of the bar beside a map
 REFERENCE = "reference_index"
@@ -94,6 +104,8 @@ class ReportSettings:
         Fractions between the categories, and the names of these from low to high.
     agreement
         Record of ``agreement.json``; empty where there is none.
+    prediction
+        What was predicted from H&E alone (``prediction_data``); None where nothing was asked for.
     versions
         Of what wrote the report.
     marker
@@ -105,6 +117,7 @@ class ReportSettings:
     cutoffs: Sequence[float]
     categories: Sequence[str]
     agreement: Mapping[str, Any] = field(default_factory=dict)
+    prediction: Mapping[str, Any] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     marker: str = "Ki-67"
     title: str = ""
@@ -135,9 +148,33 @@ def report_html(
         "slides": [slide_summary(record) for record in records],
         "files": None if pages is not None else page_names(records),
         "agreement": settings.agreement,
+        "prediction": settings.prediction,
     }
     details = [] if pages is None else (slide_details(*pair) for pair in zip(records, pages, strict=True))
     return _render(records, shared, details, settings, heading=settings.heading)
+
+
+def prediction_data(evaluation: Mapping[str, Any], predicted: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the report shows of predictions from H&E alone.
+
+    Parameters
+    ----------
+    evaluation
+        Record of ``ki67.prediction.training.evaluate_folder``.
+    predicted
+        Records ``prediction.json`` of the slides that have an H&E alone.
+    """
+    levels = [(level, evaluation[level]) for level in ("slide", "patch") if evaluation[level]]
+    shown = ("slide", "predicted_index", "predicted_low", "predicted_high", "reason")
+    return {
+        "method": evaluation["method"],
+        "model": evaluation["model"],
+        "scores": [
+            {"level": level, "name": name, **score} for level, one in levels for name, score in one["scores"].items()
+        ],
+        "slides": evaluation["out_of_fold"],
+        "predicted": [{name: one[name] for name in shown} for one in predicted],
+    }
 
 
 def slide_pages(

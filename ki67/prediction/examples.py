@@ -1,4 +1,4 @@
-"""What a model learns from: slides as features or as pixels, with targets in log odds, and slides from their patches."""
+"""What a model learns from: slides as features or pixels, with targets in log odds; and slides from their patches."""
 
 from __future__ import annotations
 

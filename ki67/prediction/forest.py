@@ -1,7 +1,7 @@
 """A random forest on the pixel features of each patch, grown on patients drawn anew for every tree.
 
-Trees whose patients were drawn together know which patients they have not seen, and what they say of these tells how far
-the forest's answers must be stretched: a mean over trees lies too near to the mean of the training.
+Trees whose patients were drawn together know which patients they have not seen, and what they say of these tells how
+far the forest's answers must be stretched: a mean over trees lies too near to the mean of the training.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a patch of H&E looks like in numbers: pixel features at several scales, summarised over the patch.
 
-The pixel features are those that ilastik offers (Berg et al. 2019): smoothed amounts, steepness of edges, eigenvalues of
-the Hessian matrix and of the structure tensor. They are taken of hematoxylin and eosin after the slide's own stain
+The pixel features are those that ilastik offers (Berg et al. 2019): smoothed amounts, steepness of edges, eigenvalues
+of the Hessian matrix and of the structure tensor. They are taken of hematoxylin and eosin after the slide's own stain
 (``ki67.prediction.slide_stain``), at scales in microns.
 """
 
@@ -90,7 +90,7 @@ def _blurred(channel: Floats, sigma_px: float) -> Floats:
 
 def _eigenvalues(across: Floats, down: Floats, mixed: Floats) -> tuple[Floats, Floats]:
     """Of symmetric 2 x 2 matrices, the larger first."""
-    mean, spread = (across + down) / 2, cv2.magnitude((across - down) / 2, mixed)
+    mean, spread = (across + down) / 2, np.asarray(cv2.magnitude((across - down) / 2, mixed), np.float32)
     return mean + spread, mean - spread
 
 

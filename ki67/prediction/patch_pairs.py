@@ -121,3 +121,20 @@ def read_patch_pairs(path: str | Path) -> PatchPairs:
         raise ConfigError(
             f"{Path(path).name} holds no patch pairs ({error}): make it anew with `predict_pairs`"
         ) from error
+
+
+def read_ki67_patches(path: str | Path) -> NDArray[np.uint8] | None:
+    """Patches of the Ki-67 slide, uint8 ``(n, size, size, 3)``; None where they were not kept.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds no patch pairs.
+    """
+    try:
+        group = zarr.open_group(path, mode="r")
+        return np.asarray(group["ki67"]) if "ki67" in group else None
+    except (OSError, KeyError, ValueError) as error:
+        raise ConfigError(
+            f"{Path(path).name} holds no patch pairs ({error}): make it anew with `predict_pairs`"
+        ) from error

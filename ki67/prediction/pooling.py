@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn import functional
 
 from ki67.prediction.examples import Answer, Example, Floats, patient_weights
 from ki67.prediction.seeded import one_thread, seeded
@@ -43,7 +44,9 @@ class Standard:
 
 def standard_of(examples: Sequence[Example]) -> Standard:
     """Mean and deviation over the patches of slides, all patients alike."""
-    weight = np.concatenate([np.full(len(e), w / len(e)) for e, w in zip(examples, patient_weights(examples), strict=True)])
+    weight = np.concatenate(
+        [np.full(len(e), w / len(e)) for e, w in zip(examples, patient_weights(examples), strict=True)]
+    )
     inputs = np.concatenate([one.inputs for one in examples]).astype(np.float64)
     mean = np.average(inputs, axis=0, weights=weight)
     deviation = np.sqrt(np.average((inputs - mean) ** 2, axis=0, weights=weight))
@@ -91,12 +94,11 @@ class MeanPooling:
         }
 
 
-def fit_mean_pooling(examples: Sequence[Example], *, seed: int) -> MeanPooling:
+def fit_mean_pooling(examples: Sequence[Example]) -> MeanPooling:
     """Ridge regression (Hoerl & Kennard 1970) of log odds on pooled features.
 
     The penalty is the one with which each patient is told best from all others.
     """
-    del seed  # nothing is drawn
     known = [one for one in examples if np.isfinite(one.slide_target) and len(one)]
     standard, weight = standard_of(known), patient_weights(known)
     pooled = np.stack([_pooled(one, standard) for one in known])
@@ -115,9 +117,7 @@ def fit_mean_pooling(examples: Sequence[Example], *, seed: int) -> MeanPooling:
     return MeanPooling(standard, coefficients, center, intercept)
 
 
-def _left_out_error(
-    shrunk: Floats, vectors: Floats, root: Floats, aimed: Floats, patients: NDArray[np.int64]
-) -> float:
+def _left_out_error(shrunk: Floats, vectors: Floats, root: Floats, aimed: Floats, patients: NDArray[np.int64]) -> float:
     """Sum of squares of what each patient differs from the regression on all others."""
     hat = (vectors * shrunk) @ vectors.T + np.outer(root, root) / (root @ root)
     residual = aimed - hat @ aimed
@@ -142,31 +142,51 @@ def mean_pooling_of(arrays: dict[str, NDArray[Any]]) -> MeanPooling:
 
 
 class GatedAttention(nn.Module):
-    """One number a slide from the features of its patches, of which it finds out how much each matters.
+    """Some networks side by side: each says one number a slide, from the patches it finds to matter.
 
     References
     ----------
     Ilse M, Tomczak J, Welling M (2018) Attention-based deep multiple instance learning, ICML, arXiv:1802.04712
     """
 
-    def __init__(self, features: int, hidden: int, dropout: float) -> None:
+    def __init__(self, members: int, features: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.embed = nn.Sequential(nn.Dropout(dropout), nn.Linear(features, hidden), nn.Tanh(), nn.Dropout(dropout))
-        self.content, self.gate = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
-        self.attend, self.tell = nn.Linear(hidden, 1), nn.Linear(hidden, 1)
+        self.dropout = dropout
+        sizes = {
+            "embed": (features, hidden),
+            "content": (hidden, hidden),
+            "gate": (hidden, hidden),
+            "attend": (hidden, 1),
+            "tell": (hidden, 1),
+        }
+        self.weights = nn.ParameterDict({name: _uniform(members, *size) for name, size in sizes.items()})
+        self.biases = nn.ParameterDict({name: _uniform(members, 1, size[1]) for name, size in sizes.items()})
 
     def forward(self, patches: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-        """Answers ``(B,)`` to patches ``(B, n, F)``.
+        """Answers ``(M, B)`` of the members to patches ``(B, n, F)``.
 
         Parameters
         ----------
         offset
             ``(B, n)``, added to the attention: log of a patch's weight, minus infinity where there is no patch.
         """
-        embedded = self.embed(patches)
-        gated = torch.tanh(self.content(embedded)) * torch.sigmoid(self.gate(embedded))
-        attention = torch.softmax(self.attend(gated)[..., 0] + offset, dim=1)
-        return self.tell((attention[..., None] * embedded).sum(dim=1))[:, 0]
+        members, slides = len(self.weights["embed"]), len(patches)
+        seen = self._left_out(patches.reshape(1, -1, patches.shape[2]).expand(members, -1, -1))
+        embedded = self._left_out(torch.tanh(self._linear("embed", seen)))
+        gated = torch.tanh(self._linear("content", embedded)) * torch.sigmoid(self._linear("gate", embedded))
+        attention = torch.softmax(self._linear("attend", gated).view(members, *offset.shape) + offset, dim=2)
+        pooled = torch.einsum("mbn,mbnh->mbh", attention, embedded.view(members, slides, offset.shape[1], -1))
+        return self._linear("tell", pooled)[..., 0]
+
+    def _linear(self, name: str, values: torch.Tensor) -> torch.Tensor:
+        return torch.baddbmm(self.biases[name], values, self.weights[name])
+
+    def _left_out(self, values: torch.Tensor) -> torch.Tensor:
+        return functional.dropout(values, self.dropout, self.training)
+
+
+def _uniform(members: int, before: int, after: int) -> nn.Parameter:
+    return nn.Parameter((2 * torch.rand(members, before, after) - 1) / before**0.5)
 
 
 @dataclass(frozen=True)
@@ -203,15 +223,15 @@ class AttentionPooling:
         How features are brought to one scale.
     components
         What the networks see of them, float64 ``(F, C)``.
-    members
-        The networks.
+    networks
+        Trained.
     center, spread
         Mean and deviation of the log odds of the training.
     """
 
     standard: Standard
     components: Floats
-    members: Sequence[GatedAttention]
+    networks: GatedAttention
     center: float
     spread: float
 
@@ -222,7 +242,7 @@ class AttentionPooling:
             return Answer(float("nan"))
         with one_thread():
             patches, offset = _bags([example], self.standard, self.components)
-            said = torch.stack([member.eval()(patches, offset) for member in self.members]).mean()
+            said = self.networks(patches, offset).mean()
         return Answer(self.center + self.spread * float(said))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -233,9 +253,7 @@ class AttentionPooling:
             "components": self.components,
             "scale": np.array([self.center, self.spread]),
         }
-        for number, member in enumerate(self.members):
-            found |= {f"member_{number}.{name}": value.numpy() for name, value in member.state_dict().items()}
-        return found
+        return found | {name: value.numpy() for name, value in self.networks.state_dict().items()}
 
 
 def fit_attention(
@@ -258,14 +276,11 @@ def fit_attention(
     aimed = torch.from_numpy(((target - center) / spread).astype(np.float32))
     matters = torch.from_numpy(weight.astype(np.float32))
     with one_thread():
-        bags = _bags(known, standard, components)
-        members = [
-            _trained_member(*bags, aimed, matters, options, seed * MEMBERS + number) for number in range(MEMBERS)
-        ]
-    return AttentionPooling(standard, components, members, center, spread)
+        networks = _trained(*_bags(known, standard, components), aimed, matters, options, seed)
+    return AttentionPooling(standard, components, networks, center, spread)
 
 
-def _trained_member(
+def _trained(
     patches: torch.Tensor,
     offset: torch.Tensor,
     aimed: torch.Tensor,
@@ -274,18 +289,19 @@ def _trained_member(
     seed: int,
 ) -> GatedAttention:
     with seeded(seed):
-        network = GatedAttention(patches.shape[2], options.hidden, options.dropout)
+        networks = GatedAttention(MEMBERS, patches.shape[2], options.hidden, options.dropout)
         optimizer = torch.optim.AdamW(
-            network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
+            networks.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
         )
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
         for _ in range(options.steps):
             optimizer.zero_grad()
-            loss = (weight * (network(patches, offset) - aimed) ** 2).mean()
+            # A sum over the members, so that none learns less for the others.
+            loss = (weight * (networks(patches, offset) - aimed) ** 2).mean(dim=1).sum()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-    return network.eval()
+    return networks.eval()
 
 
 def _components(features: Floats, count: int) -> Floats:
@@ -309,14 +325,10 @@ def _bags(examples: Sequence[Example], standard: Standard, components: Floats) -
 
 def attention_of(arrays: dict[str, NDArray[Any]]) -> AttentionPooling:
     """The model that ``AttentionPooling.arrays`` put into a file."""
-    members = []
-    count = len({name.split(".")[0] for name in arrays if name.startswith("member_")})
-    for number in range(count):
-        start = f"member_{number}."
-        weights = {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
-        network = GatedAttention(arrays["components"].shape[1], len(weights["content.bias"]), 0.0)
-        network.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
-        members.append(network.eval())
+    weights = {name: array for name, array in arrays.items() if "." in name}
+    members, features, hidden = weights["weights.embed"].shape
+    networks = GatedAttention(members, features, hidden, 0.0)
+    networks.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
     center, spread = arrays["scale"]
     standard = Standard(arrays["mean"], arrays["deviation"])
-    return AttentionPooling(standard, arrays["components"], members, float(center), float(spread))
+    return AttentionPooling(standard, arrays["components"], networks.eval(), float(center), float(spread))

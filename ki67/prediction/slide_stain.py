@@ -18,6 +18,8 @@ from ki67.stain_vectors import macenko_vectors
 MOST_PIXELS = 300_000
 """So many pixels of a slide, evenly spaced, tell its stains."""
 GLASS_PERCENTILE = 1.0
+MOST_GLASS = 0.05
+"""Optical density of glass, at most: where patches are all tissue, the palest pixels are stained as well."""
 STRONG_PERCENTILE = 97.0
 """Of the amounts in stained pixels; more of a stain than this is rare."""
 COMMON_STRENGTH = (0.9, 0.6)
@@ -49,13 +51,13 @@ def slide_stain(he: NDArray[np.uint8]) -> SlideStain:
     Parameters
     ----------
     he
-        Patches, uint8 ``(n, size, size, 3)``. With too few stained pixels the vectors are those of Ruifrok and Johnston.
+        Patches, uint8 ``(n, size, size, 3)``. With too few stained pixels the vectors are those of Ruifrok & Johnston.
     """
     pixels = he.reshape(-1, 3)
     density = optical_density(pixels[:: max(1, len(pixels) // MOST_PIXELS)]).astype(np.float64)
     if not len(density):
         return SlideStain(np.zeros(3), HED_VECTORS[:2], np.ones(2))
-    glass = np.percentile(density, GLASS_PERCENTILE, axis=0)
+    glass = np.minimum(np.percentile(density, GLASS_PERCENTILE, axis=0), MOST_GLASS)
     stained = np.maximum(density - glass, 0)
     stained = stained[stained.sum(axis=1) > STAINED_OD]
     if len(stained) < FEWEST_STAINED_PIXELS:

@@ -43,7 +43,7 @@ function draw() {
   applyLook();
   pendingPlots = [];
   header.replaceChildren(...headerParts().filter(Boolean));
-  const parts = DATA.view === "cohort" ? [blindBanner(), SLIDES.length ? overviewSection() : null, agreementSection(), tableSection()] : [blindBanner(), singleSlide()];
+  const parts = DATA.view === "cohort" ? [blindBanner(), SLIDES.length ? overviewSection() : null, agreementSection(), predictionSection(), tableSection()] : [blindBanner(), singleSlide()];
   main.replaceChildren(...parts.filter(Boolean), footer());
   drawPlots();
 }

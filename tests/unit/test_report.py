@@ -16,6 +16,7 @@ from ki67.report import (
     flag_words,
     json_for_script,
     page_names,
+    prediction_data,
     report_html,
     slide_details,
     slide_pages,
@@ -144,6 +145,32 @@ def test_the_marker_names_the_report_and_the_index() -> None:
     assert (data["title"], data["marker"]) == ("ER report", "ER")
     assert data["measures"][0][1][0] == ["index", "ER index", "percent"]
     assert ReportSettings((0.1,), ("low", "high")).heading == "Ki-67 report"
+
+
+def test_predictions_are_apart_from_measured_indices() -> None:
+    score = {"value": 0.5, "low": 0.2, "high": 0.7}
+    evaluation = {
+        "method": "forest",
+        "model": {"method": "forest", "sha256": "ab", "slides": 40, "patients": 38},
+        "slide": {"scores": {"spearman": score}},
+        "patch": None,
+        "out_of_fold": [{"slide": "S1", "index": 0.15, "predicted": 0.2, "predicted_low": 0.1, "predicted_high": 0.4}],
+    }
+    told = {"predicted_index": 0.31, "predicted_low": 0.2, "predicted_high": 0.5, "reason": "", "seconds": 2}
+    prediction = prediction_data(evaluation, [{"slide": "S2", **told}])
+    settings = ReportSettings((0.1, 0.2), ("a", "b", "c"), prediction=prediction)
+    html = report_html([record("S1"), record("S2", index=None)], [PAGE, PAGE], settings)
+    data = json.loads(Elements(html).texts["script"][0])
+    assert data["prediction"]["scores"] == [{"level": "slide", "name": "spearman", **score}]
+    assert data["prediction"]["predicted"][0]["predicted_index"] == 0.31
+    assert "seconds" not in data["prediction"]["predicted"][0]
+    assert data["slides"][1]["index"] is None
+    assert not [key for slide in data["slides"] for key in slide if "predicted" in key]
+
+
+def test_a_report_without_predictions_holds_none() -> None:
+    data = json.loads(Elements(report_html([record()], [PAGE], SETTINGS)).texts["script"][0])
+    assert data["prediction"] is None
 
 
 def test_a_cohort_without_slides_is_a_page() -> None:

@@ -1,6 +1,7 @@
 rule cohort:
     input:
         indices=expand("results/{slide}/ki67.json", slide=SLIDES),
+        predictions=predictions,
     output:
         cohort=report(
             "results/cohort/cohort.csv",

@@ -57,6 +57,11 @@ FIELD_KINDS = {
     "nuclei_resnet50": "nuclei",
     "nuclei_forest": "nuclei",
 }
+# Ways to predict the index from H&E, those of them that are networks, and the fewest patients to learn from, as in
+# ki67/prediction/methods.py and splits.py, which take seconds to import.
+PREDICTION_METHODS = ("forest", "resnet18", "vit_b16", "cyclegan", "mean_pooling", "attention")
+PREDICTION_NETWORKS = ("resnet18", "vit_b16", "cyclegan")
+FEWEST_PATIENTS = 10
 # Networks that give one answer a patch, and do not compute in 8-bit integers; and those that give one a pixel.
 PATCH_NETWORKS = ("tumor_he_patches", "tumor_ki67_patches")
 PIXEL_NETWORKS = tuple(name for name in FIELD_KINDS if name not in (*PATCH_NETWORKS, *MODEL_FILES))
@@ -425,6 +430,86 @@ def check_any_slides() -> None:
 def pair_records(wildcards) -> list[str]:
     check_any_slides()
     return [f"results/{slide}/pairs.json" for slide in SLIDES]
+
+
+def prediction_method() -> str:
+    """The method of predicting the index from H&E, where one was asked for."""
+    method = SETTINGS["predict"]["method"]
+    if method is None:
+        raise WorkflowError(
+            "predict.method is null, so nothing is predicted from H&E; name a method such as forest: --config "
+            "predict='{method: forest}'"
+        )
+    return method
+
+
+def learned_pairs(wildcards) -> list[str]:
+    """Pairs of the slides with both stains, which are as many patients as a training needs."""
+    rows = [row for row in SLIDES.values() if len(row.files) == 2]
+    patients, needed = len({row.patient for row in rows}), max(FEWEST_PATIENTS, 2 * SETTINGS["predict"]["folds"])
+    if patients < needed:
+        raise WorkflowError(
+            f"predict.method {wildcards.method} learns from slides with both stains of at least {needed} patients for "
+            f"{SETTINGS['predict']['folds']} folds, and {SHEET_NAME} has {patients}; add some, name a trained model in "
+            "predict.model, or set predict.method: null"
+        )
+    return [f"results/{row.slide}/pairs.zarr" for row in rows]
+
+
+def prediction_model(wildcards) -> str:
+    """model.json of the models that predict: those of ``predict.model``, or those that learn from this sheet."""
+    method, named = wildcards.get("method", SETTINGS["predict"]["method"]), SETTINGS["predict"]["model"]
+    if named is None or method != SETTINGS["predict"]["method"]:
+        return f"prediction/{method}/model.json"
+    # Made absolute, as a relative one would tie predicting to the rule that trains.
+    path = Path(os.path.abspath(named), "model.json")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["method"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise WorkflowError(
+            f"predict.model is {named}, but {path.parent} holds no model.json of a prediction; name a folder that "
+            "predict_train wrote, or set predict.model: null to learn from this sheet"
+        ) from None
+    if found != method:
+        raise WorkflowError(
+            f"predict.method is {method}, but the model {named} is of the method {found}; set one to fit the other"
+        )
+    return str(path)
+
+
+def prediction_inputs() -> dict:
+    """What models read beside slides: the file of first weights, and what counts nuclei on what cyclegan draws."""
+
+    def counting_model(wildcards) -> str | list:
+        method = wildcards.get("method", SETTINGS["predict"]["method"])
+        return nuclei_model_file(wildcards) if method == "cyclegan" else []
+
+    return {"weights": SETTINGS["predict"]["weights"] or [], "nuclei_model": counting_model}
+
+
+def prediction_settings(method: str) -> dict:
+    """What decides on a model and its answers, without paths, and the device."""
+    settings = {key: value for key, value in SETTINGS["predict"].items() if key not in ("pairs", "model", "weights")}
+    counted = {"nuclei_method": SETTINGS["nuclei"]["method"], "device": SETTINGS["network"]["device"]}
+    return settings | counted | {"method": method}
+
+
+def predictions(wildcards) -> list[str]:
+    """With ``predict.method``, the predictions of the slides that have an H&E alone."""
+    asked = SETTINGS["predict"]["method"] is not None
+    return [f"results/{row.slide}/prediction.json" for row in SLIDES.values() if asked and set(row.files) == {"he"}]
+
+
+def prediction_evaluation(wildcards) -> str | list:
+    """With ``predict.method``, how good its predictions are."""
+    method = SETTINGS["predict"]["method"]
+    return [] if method is None else f"prediction/{method}/evaluation.json"
+
+
+def pixels_of_pairs_mb() -> float:
+    """Most memory that the pixels of all pairs take."""
+    pairs = SETTINGS["predict"]["pairs"]
+    return len(SLIDES) * pairs["patches_per_slide"] * 3 * pairs["size_px"] ** 2 / 1e6
 
 
 def cohort_files(wildcards) -> list[str]:

@@ -1,4 +1,4 @@
-# The index from H&E alone: patches of registered pairs of slides.
+# The index from H&E alone: patches of registered pairs of slides, models that learn from them, and what they say.
 
 
 rule pairs:
@@ -45,3 +45,109 @@ rule pairs:
 rule predict_pairs:
     input:
         pair_records,
+
+
+rule predict_train_model:
+    input:
+        **prediction_inputs(),
+        pairs=learned_pairs,
+    output:
+        folds=expand("prediction/{{method}}/fold_{fold}.safetensors", fold=range(1, SETTINGS["predict"]["folds"] + 1)),
+        training="prediction/{method}/training.safetensors",
+        slides="prediction/{method}/out_of_fold.csv",
+        patches="prediction/{method}/out_of_fold_patches.parquet",
+        model="prediction/{method}/model.json",
+    log:
+        "logs/predict/train_{method}.log",
+    benchmark:
+        "logs/predict/train_{method}.tsv"
+    wildcard_constraints:
+        method="|".join(PREDICTION_METHODS),
+    conda:
+        "../../envs/torch.yaml"
+    container:
+        SETTINGS["containers"]["torch"]
+    threads: 8
+    resources:
+        mem_mb=lambda wildcards, threads, attempt: round(
+            (4000 + 2 * pixels_of_pairs_mb() + 1500 * min(threads, SETTINGS["predict"]["folds"])) * attempt
+        ),
+        runtime=lambda wildcards, attempt: (1440 if wildcards.method in PREDICTION_NETWORKS else 240) * attempt,
+        gpu=lambda wildcards: gpus_wanted() if wildcards.method in PREDICTION_NETWORKS else 0,
+    params:
+        settings=lambda wildcards: prediction_settings(wildcards.method),
+        code=code("predict_train.py"),
+    script:
+        "../scripts/predict_train.py"
+
+
+rule predict_evaluate_model:
+    input:
+        model=prediction_model,
+    output:
+        record="prediction/{method}/evaluation.json",
+        table="prediction/{method}/evaluation.md",
+        slides=report(
+            "prediction/{method}/evaluation_slides.png",
+            caption="../report/prediction.rst",
+            category="Predicted from H&E alone",
+            labels={"picture": "slides, {method}"},
+        ),
+        patches="prediction/{method}/evaluation_patches.png",
+        correlations="prediction/{method}/evaluation_correlations.png",
+    log:
+        "logs/predict/evaluate_{method}.log",
+    benchmark:
+        "logs/predict/evaluate_{method}.tsv"
+    wildcard_constraints:
+        method="|".join(PREDICTION_METHODS),
+    conda:
+        "../../envs/torch.yaml"
+    container:
+        SETTINGS["containers"]["torch"]
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards, attempt: (3000 + len(SLIDES) // 2) * attempt,
+        runtime=60,
+    params:
+        settings=SETTINGS["index"],
+        code=code("predict_evaluate.py"),
+    script:
+        "../scripts/predict_evaluate.py"
+
+
+rule predict:
+    input:
+        **prediction_inputs(),
+        model=prediction_model,
+        pairs="results/{slide}/pairs.zarr",
+    output:
+        prediction="results/{slide}/prediction.json",
+    log:
+        "logs/predict/{slide}.log",
+    benchmark:
+        "logs/predict/{slide}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    container:
+        SETTINGS["containers"]["torch"]
+    threads: 1
+    resources:
+        mem_mb=by_size(4000, per_gb=0),
+        runtime=by_size(30, per_gb=0),
+    params:
+        settings=lambda wildcards: prediction_settings(prediction_method()),
+        code=code("predict.py"),
+    script:
+        "../scripts/predict.py"
+
+
+# The models of predict.method, to type `snakemake predict_train`, and how good they are, to type `snakemake predict_evaluate`.
+rule predict_train:
+    input:
+        lambda wildcards: f"prediction/{prediction_method()}/model.json",
+
+
+rule predict_evaluate:
+    input:
+        lambda wildcards: f"prediction/{prediction_method()}/evaluation.json",

@@ -35,6 +35,8 @@ rule report:
         indices=expand("results/{slide}/ki67.json", slide=SLIDES),
         pages=expand("results/{slide}/page.json", slide=SLIDES),
         agreement="results/cohort/agreement.json",
+        evaluation=prediction_evaluation,
+        predictions=predictions,
     output:
         **slide_pages_folder(),
         report=report(

@@ -5,6 +5,7 @@ from ki67.agreement_tables import agreement_table, cohort_agreement
 from ki67.cohort import cohort_provenance, gather_records, patient_table
 from ki67.figures import cohort_overview
 from ki67.index import index_categories
+from ki67.prediction.cohort_columns import with_predictions
 from ki67.provenance import stage_log, versions
 from ki67.storage import read_json, write_cohort_zarr, write_csv, write_image_png, write_json
 
@@ -18,6 +19,8 @@ with stage_log(snakemake.log[0], stage="cohort", name="cohort") as log:
     made_by = versions(("anndata", "pandas", "scipy", "statsmodels"))
     provenance = cohort_provenance(records, settings={**SETTINGS, "cutoffs": CUTOFFS}, versions=made_by)
     agreement = cohort_agreement(slides, CUTOFFS, NAMES)
+    predictions = list(map(read_json, snakemake.input.predictions))
+    slides = with_predictions(slides, predictions) if predictions else slides
     write_csv(OUTPUT.cohort, slides)
     write_csv(OUTPUT.patients, patients)
     write_cohort_zarr(OUTPUT.store, slides.assign(**records.checksums), provenance)
