@@ -306,3 +306,37 @@ def test_killed_drawing_leaves_no_slide(tmp_path: Path, monkeypatch: pytest.Monk
 def test_wrong_options_are_refused_in_one_sentence(options: dict[str, object], message: str) -> None:
     with pytest.raises(Ki67Error, match=message):
         PhantomOptions(**options)  # type: ignore[arg-type]
+
+
+def test_a_tumour_that_proliferates_looks_like_it_on_the_he_alone() -> None:
+    low, high = (plan_pair(PhantomOptions(1.0, proliferation=factor, seed=4)) for factor in (-1.5, 1.5))
+    looks = [plan.slides["he"].section.look for plan in (low, high)]
+    assert looks[1].nucleus_um > looks[0].nucleus_um + 2.5
+    assert looks[1].mitoses > 5 * looks[0].mitoses
+    # The sections are of one tumour, with nuclei of one size; mitoses are counted on H&E.
+    ki67 = high.slides["ki67"].section.look
+    assert (ki67.nucleus_um, ki67.mitoses) == (looks[1].nucleus_um, 0)
+    assert low.slides["ki67"].section.tumor_logit == high.slides["ki67"].section.tumor_logit
+    with pytest.raises(Ki67Error, match="phantom: proliferation is 9; give a number from -4 to 4"):
+        PhantomOptions(1.0, proliferation=9)
+
+
+def test_slides_of_one_laboratory_are_stained_alike() -> None:
+    looks = [
+        plan_pair(PhantomOptions(1.0, laboratory=laboratory, stain_strength=1.0, seed=seed)).slides["he"].section.look
+        for laboratory, seed in ((1, 1), (1, 2), (2, 2))
+    ]
+    assert looks[0].hematoxylin_vector == looks[1].hematoxylin_vector != looks[2].hematoxylin_vector
+    assert looks[0].nucleus_strength == looks[1].nucleus_strength
+    assert looks[0].nucleus_um != looks[1].nucleus_um
+
+
+def test_mitotic_figures_are_dense_plates_as_often_as_asked_for() -> None:
+    he = section("he")
+    without = place_nuclei(he, Window(0, 0, 900, 900))
+    nuclei = place_nuclei(replace(he, look=replace(he.look, mitoses=0.05)), Window(0, 0, 900, 900))
+    plates = (nuclei.kind == 0) & (nuclei.semi_major_um > 2.2 * nuclei.semi_minor_um) & (nuclei.semi_minor_um < 2)
+    assert plates.sum() / (nuclei.kind == 0).sum() == pytest.approx(0.05, abs=0.015)
+    assert np.median(nuclei.hematoxylin[plates]) > 2 * np.median(nuclei.hematoxylin[(nuclei.kind == 0) & ~plates])
+    np.testing.assert_array_equal(nuclei.x_um, without.x_um)
+    np.testing.assert_array_equal(nuclei.hematoxylin[~plates], without.hematoxylin[~plates])
