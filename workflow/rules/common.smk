@@ -325,10 +325,10 @@ def stardist_gpus() -> int:
     return int(SETTINGS["network"]["device"].startswith("cuda"))
 
 
-def second_opinion_file(wildcards) -> list[str]:
+def second_opinion_file(wildcards) -> str | list:
     """The record of a second opinion, where there is to be one."""
     asked = SETTINGS["nuclei"]["second_opinion"] != "none"
-    return [f"results/{wildcards.slide}/second_opinion.json"] if asked else []
+    return f"results/{wildcards.slide}/second_opinion.json" if asked else []
 
 
 def check_second_opinion() -> None:
