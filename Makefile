@@ -1,6 +1,7 @@
 # make demo      draw four slides, score them, compare with the truth
 # make test      all tests and linters
 # make cluster   runs on a small SLURM cluster that are stopped and started again
+# make thorough  the tests that make test leaves out: more cases of the same
 # make faults    what goes wrong on real machines, done on purpose (docs/reliability.md); full disks need root
 # make lint      the linters alone
 # make setup     install only; demo, test and lint do it themselves
@@ -18,18 +19,24 @@ unexport PIP_FIND_LINKS PIP_NO_INDEX PIP_CONSTRAINT PIP_REQUIREMENT PIP_TARGET P
 unexport PYTHONPATH PYTHONHOME
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup setup-test demo test browser slurm cluster faults lint pictures clean
+.PHONY: setup setup-test demo test thorough browser slurm cluster faults lint pictures clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/installed
 setup-test: $(VENV)/installed-test
 
-# Installing leaves a mark that goes when it is done: one that was interrupted is done anew, from pip's cache.
+# uv unpacks libraries several at a time, from the index that pip is told of; where it cannot, pip does it.
+UV := 0.13.9
+
+# Installing leaves a mark that goes when it is done: one that was interrupted is done anew, from the cache.
 define install
 @test ! -e $(VENV)/incomplete || rm -rf $(VENV)
 @test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 @touch $(VENV)/incomplete
-$(BIN)/python -m pip install --quiet --no-deps --no-input -r $(1)
+@$(BIN)/python -m pip install --quiet --no-deps --no-input uv==$(UV)
+@index="$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null)}"; \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps $${index:+--default-index "$$index"} -r $(1) \
+	|| $(BIN)/python -m pip install --quiet --no-deps --no-input -r $(1)
 @rm $(VENV)/incomplete
 @touch $@
 endef
@@ -57,10 +64,14 @@ demo/slides/%/drawn: | setup
 	$(PHANTOM) $(OPTIONS)
 	@touch $@
 
-# Tests of the package two files at a time; those that run the workflow need all processors themselves.
+# Two files at a time; those of the cluster by themselves, since SLURM gives its jobs the machine.
 test: setup-test browser slurm
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
-	$(BIN)/python -m pytest --ignore tests/unit
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --ignore tests/slurm
+	$(BIN)/python -m pytest tests/slurm
+
+# More cases of what tests do once in `make test`: other angles, seeds, numbers of workers, methods.
+thorough: setup-test browser slurm
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow tests/unit
 
 # Runs on a cluster of one node that are stopped and started again; `make test` has the shorter ones.
 cluster: setup-test slurm

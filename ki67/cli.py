@@ -431,7 +431,7 @@ def evaluate_prediction(
 ) -> None:
     """How well the index is predicted from H&E alone: slides and patches that the models had not seen."""
     from ki67.index import index_categories
-    from ki67.prediction.training import evaluate_folder, evaluation_pictures, prediction_table
+    from ki67.prediction.folder_scores import evaluate_folder, evaluation_pictures, prediction_table
     from ki67.storage import write_image_png, write_json
 
     record = evaluate_folder(folder, index_categories(preset, cutoffs)[0])

@@ -162,11 +162,11 @@ def prediction_data(
     Parameters
     ----------
     evaluation
-        Record of ``ki67.prediction.training.evaluate_folder``.
+        Record of ``ki67.prediction.folder_scores.evaluate_folder``.
     predicted
         Records ``prediction.json`` of the slides that have an H&E alone.
     pictures
-        Of ``ki67.prediction.training.evaluation_pictures``, each as ``ki67.report_pictures.Picture``.
+        Of ``ki67.prediction.folder_scores.evaluation_pictures``, each as ``ki67.report_pictures.Picture``.
     """
     levels = [(level, evaluation[level]) for level in ("slide", "patch") if evaluation[level]]
     shown = ("slide", "predicted_index", "predicted_low", "predicted_high", "reason")

@@ -32,6 +32,17 @@ GOOD = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, and for pytest-xdist a group a file, or one for all files that go on from the same run."""
+    items.sort(key=lambda item: "unit" in item.path.parts)  # keeps the order otherwise
+    going_on = {item.path for item in items if "scored" in getattr(item, "fixturenames", ())}
+    for item in items:
+        item.add_marker(
+            pytest.mark.xdist_group("scored" if item.path in going_on else str(item.path.relative_to(ROOT)))
+        )
+
+
 @dataclass(frozen=True)
 class Workflow:
     """A clone of the workflow, and a folder in which it runs."""

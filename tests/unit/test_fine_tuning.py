@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from ki67.cli import app
 from ki67.errors import Ki67Error
 from ki67.networks import build_network, load_network, nuclei_spec, save_network
+from ki67.training import calibration
 from ki67.training.datasets import read_dataset
 from ki67.training.fine_tuning import SHIPPED_NUCLEI, fine_tune, fine_tuning_options, group_count
 from ki67.training.fit import fit
@@ -20,10 +21,12 @@ from tests.unit.test_training import StopTrainingError, write_dataset
 
 # Of the module, so that what its fixtures train is trained on one thread too: other numbers of threads add in other orders.
 @pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
+def _one_thread_and_few_tiles_to_calibrate():
+    threads, tiles = torch.get_num_threads(), calibration.TILES
     torch.set_num_threads(1)
+    calibration.TILES = 6
     yield
+    calibration.TILES = tiles
     torch.set_num_threads(threads)
 
 

@@ -17,10 +17,11 @@ from ki67.errors import ConfigError
 from ki67.prediction.cross_validation import CrossValidation, cross_validate
 from ki67.prediction.ensemble import load_ensemble
 from ki67.prediction.evaluation import within_folds
+from ki67.prediction.folder_scores import evaluate_folder, evaluation_pictures, prediction_table
 from ki67.prediction.methods import LEVELS, PredictOptions, fit, prepare, restore
 from ki67.prediction.patch_networks import build_network
 from ki67.prediction.patch_pairs import PatchPairs, write_patch_pairs
-from ki67.prediction.training import evaluate_folder, evaluation_pictures, prediction_table, train_prediction
+from ki67.prediction.training import train_prediction
 from tests.unit.drawn_examples import drawn_slide, drawn_slides
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -176,7 +177,9 @@ def written(folder: Path, slides: list[PatchPairs]) -> list[Path]:
     return paths
 
 
-@pytest.mark.parametrize("method", SMALL)
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[pytest.mark.slow] * (name == "vit_b16")) for name in SMALL]
+)
 def test_from_pairs_on_disk_to_a_prediction_with_an_interval(method: str, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     train_prediction(written(tmp_path, drawn_slides(20, patches=5)), folder, options_of(method), folds=2)

@@ -116,6 +116,7 @@ def test_no_tumour_is_an_empty_collection(tmp_path: Path) -> None:
         write_tumor_geojson(path, Mask(np.ones((2, 2), dtype=bool), 2.0, "he"), None, slide_id="S01")
 
 
+@pytest.mark.slow
 def test_100_mm2_of_tumour_are_written_in_seconds(tmp_path: Path) -> None:
     mask = Mask(blobs((7000, 7000), 30.0, share=0.5), 2.0, "he")
     assert mask.area_mm2 > 95

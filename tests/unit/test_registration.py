@@ -17,6 +17,7 @@ from ki67.local_shifts import Chessboard, PlaceCheck, measure_local_shifts
 from ki67.registration import Registration, judge, register, sane, settle
 from ki67.section import Section, carry_back
 
+SLOW = pytest.mark.slow
 MPP = 8.0
 SHAPE = (300, 330)
 
@@ -106,7 +107,10 @@ def test_rigid_fit_recovers_a_flipped_section(flipped, flipped_found):
     assert np.max(errors_um(flipped_found.transform, truth, pair[1])) < 8
 
 
-@pytest.mark.parametrize(("angle_deg", "mirror"), [(47.0, False), (180.0, False), (-62.0, True)])
+@pytest.mark.parametrize(
+    ("angle_deg", "mirror"),
+    [pytest.param(47.0, False, marks=SLOW), pytest.param(180.0, False, marks=SLOW), (-62.0, True)],
+)
 def test_any_angle_is_found(angle_deg, mirror):
     truth = truth_of(angle_deg, mirror)
     pair = drawn_pair(2, truth)
@@ -165,7 +169,7 @@ def test_control_tissue_and_a_missing_part_do_not_mislead():
     assert np.max(errors_um(found.transform, truth, he_tissue)) < 12
 
 
-@pytest.mark.parametrize("seed", [4, 5])
+@pytest.mark.parametrize("seed", [4, pytest.param(5, marks=SLOW)])
 def test_a_different_section_is_rejected(seed):
     he_rgb, he_tissue, *_ = drawn_pair(seed, truth_of(0.0, mirror=False))
     *_, ki67_rgb, ki67_tissue = drawn_pair(seed + 50, truth_of(30.0, mirror=False))
@@ -335,7 +339,7 @@ def test_a_deformation_that_folds_loses_its_spline_and_one_that_swells_is_refuse
     assert sane(None, he) is None
 
 
-@pytest.mark.parametrize("refine", ["affine", "bspline"])
+@pytest.mark.parametrize("refine", [pytest.param("affine", marks=SLOW), "bspline"])
 def test_refinement_follows_a_section_that_is_stretched(refine):
     truth = truth_of(30.0, mirror=False)
     he_rgb, he_tissue, ki67_rgb, ki67_tissue = drawn_pair(8, truth)
@@ -355,7 +359,7 @@ def test_refinement_follows_a_section_that_is_stretched(refine):
     assert found.to_json()["deformation"]["spline"] is None or refine == "bspline"
 
 
-@pytest.mark.parametrize("seed", [1, 23])
+@pytest.mark.parametrize("seed", [1, pytest.param(23, marks=SLOW)])
 def test_mirrored_sections_are_not_accepted_where_mirror_images_are_switched_off(seed):
     found = register(*drawn_pair(seed, truth_of(-112.0, mirror=True)), mpp=MPP, mirror=False)
     assert not found.transform.mirror

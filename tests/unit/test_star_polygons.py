@@ -177,7 +177,7 @@ def assert_same(table, expected):
     assert (shapely.to_wkb(table.geometry.to_numpy()) == shapely.to_wkb(expected.geometry.to_numpy())).all()
 
 
-@pytest.mark.parametrize("grid_px", [2, 4])
+@pytest.mark.parametrize("grid_px", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_no_nucleus_depends_on_how_the_answers_came(grid_px):
     shape = (620, 900)
     answer = answer_of(shape, crowded(shape), grid_px=grid_px)

@@ -12,6 +12,7 @@ import yaml
 
 from ki67.errors import Ki67Error
 from ki67.networks import load_network, nuclei_spec, tumor_spec
+from ki67.training import calibration
 from ki67.training.augmentation import NO_AUGMENTATION, Augmentation
 from ki67.training.datasets import AnnotatedImage, read_dataset, read_images, split
 from ki67.training.fit import (
@@ -367,6 +368,11 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def _few_tiles_to_calibrate(monkeypatch):
+    monkeypatch.setattr(calibration, "TILES", 6)
+
+
 def quick(**changes) -> FitOptions:
     options = FitOptions(
         spec=replace(nuclei_spec(), tile_px=64),
@@ -448,6 +454,7 @@ def test_the_tumor_network_trains_too(tmp_path):
     assert network.spec.threshold == 0.3
 
 
+@pytest.mark.slow
 def test_training_for_minutes_sets_the_number_of_steps(tmp_path):
     data = write_dataset(tmp_path / "discs")
     fitted = fit(quick(steps=10_000, minutes=0.001), [data], tmp_path / "out")
@@ -458,6 +465,10 @@ def test_datasets_that_do_not_allow_training_are_refused(tmp_path):
     data = write_dataset(tmp_path / "private", use="validation", licence="none stated")
     with pytest.raises(Ki67Error, match=r"dataset private: its use is 'validation' .* does not allow training"):
         fit(quick(), [data], tmp_path / "out")
+
+
+def test_a_card_says_that_a_dataset_did_not_allow_training(tmp_path):
+    data = write_dataset(tmp_path / "private", use="validation", licence="none stated")
     fit(quick(steps=1, allow_unlicensed=True), [data], tmp_path / "out")
     assert "**Not to be shared:** private does not allow training" in (tmp_path / "out" / "card.md").read_text()
 

@@ -73,13 +73,19 @@ def test_jobs_run_in_the_images_that_the_settings_name(clone: Path, slides: Path
 def test_apptainer_without_images_is_refused(workflow: Workflow) -> None:
     (workflow.folder / "a.svs").touch()
     workflow.write_sheet("slide | ki67", "S01 | a.svs")
-    result = workflow.run("--dry-run", "--sdm", "apptainer", "--config", "slides=slides.tsv")
-    assert result.returncode != 0
-    assert (
-        "--sdm apptainer needs an image of every software stack, and containers.registration names none"
-        in result.stdout
-    )
-    assert "Traceback" not in result.stdout
+    settings = ["--config", "slides=slides.tsv"]
+    some = ["containers={registration: a.sif, torch: b.sif, report: c.sif}"]
+    for given, lacking in (
+        (settings, "registration"),
+        ([*settings, *some, "nuclei={second_opinion: stardist}"], "tensorflow"),
+    ):
+        result = workflow.run("--dry-run", "--sdm", "apptainer", *given)
+        assert result.returncode != 0
+        assert (
+            f"--sdm apptainer needs an image of every software stack in use, and containers.{lacking} names none"
+            in result.stdout
+        )
+        assert "Traceback" not in result.stdout
 
 
 def test_a_remote_snakefile_is_refused(tmp_path: Path) -> None:

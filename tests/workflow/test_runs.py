@@ -224,7 +224,10 @@ def test_a_change_in_a_module_runs_the_rules_that_use_it_and_what_follows(
 
 
 LEARNING = ("train", "train_forest", "draw_fields")
+STARDIST = ("stardist", "train_stardist", "evaluate_stardist")
 TUMOR_EVALUATION = ("evaluate_tumor", "evaluate")
+NUCLEI_EVALUATION = ("evaluate_nuclei", "evaluate_stardist")
+PREDICTION = ("predict_train", "predict_evaluate", "predict")
 
 
 @pytest.mark.parametrize(
@@ -235,14 +238,18 @@ TUMOR_EVALUATION = ("evaluate_tumor", "evaluate")
         ("tumor", {"tumor", "transfer", *TUMOR_EVALUATION}),
         ("tumor_mask", {"tumor", "transfer"}),
         ("tumor_methods", {"tumor", "transfer"}),
-        ("networks", {"tumor", "transfer", "nuclei", *LEARNING, "evaluate_nuclei", "evaluate_tumor", "evaluate"}),
-        ("nuclei", {"nuclei", *LEARNING, "evaluate_nuclei"}),
-        ("index", {"index", *ONCE}),
-        ("categories", {"index", *ONCE, "evaluate_nuclei", "evaluate"}),
+        ("networks", {"tumor", "transfer", "nuclei", *LEARNING, *PREDICTION, "evaluate_nuclei", "evaluate_tumor"}),
+        ("nuclei", {"nuclei", "train", "draw_fields", *STARDIST, *PREDICTION, "evaluate_nuclei"}),
+        ("index", {"index", *ONCE, "predict_evaluate"}),
+        ("prediction/training", {"predict_train"}),
+        ("categories", {"index", *ONCE, *NUCLEI_EVALUATION, "evaluate", "predict_evaluate"}),
         ("cohort", {"cohort"}),
-        ("agreement", {"cohort"}),
-        ("figures", {"tumor", "transfer", "register", "index", "page", *ONCE, *TUMOR_EVALUATION}),
-        ("phantom/draw", {"draw_fields"}),
+        ("agreement", {"cohort", "predict_evaluate"}),
+        (
+            "figures",
+            {"tumor", "transfer", "register", "index", "page", *ONCE, *TUMOR_EVALUATION, "pairs", "predict_evaluate"},
+        ),
+        ("phantom/draw", {"draw_fields", "train_stardist"}),
         ("sheet", set()),
     ],
 )

@@ -20,9 +20,9 @@ pytestmark = pytest.mark.usefixtures("shipped_networks")
 
 
 @pytest.fixture(scope="module")
-def copied(scored: Finished, tiny_stardist: Path, tmp_path_factory: pytest.TempPathFactory) -> Workflow:
-    """A run that is finished without StarDist, to go on with."""
-    folder = tmp_path_factory.mktemp("stardist") / "run"
+def copied(scored: Finished, tiny_stardist: Path) -> Workflow:
+    """A run that is finished without StarDist, to go on with; the networks are as far away as before, and so the same."""
+    folder = scored.workflow.folder.with_name("with StarDist")
     shutil.copytree(scored.workflow.folder, folder, symlinks=True)
     (folder / "models").mkdir()
     (folder / "models" / "discs").symlink_to(tiny_stardist)

@@ -119,10 +119,11 @@ def check_all_present() -> None:
 
 def check_images() -> None:
     """Where --sdm names apptainer alone, jobs without an image would run outside of any, and find no library there."""
-    missing = [name for name, image in SETTINGS["containers"].items() if image is None]
+    unused = set() if "stardist" in (SETTINGS["nuclei"]["method"], SETTINGS["nuclei"]["second_opinion"]) else {"tensorflow"}
+    missing = [name for name, image in SETTINGS["containers"].items() if image is None and name not in unused]
     if workflow.deployment_settings.deployment_method == {DeploymentMethod.APPTAINER} and missing:
         raise ConfigError(
-            f"--sdm apptainer needs an image of every software stack, and containers.{missing[0]} names none; set "
+            f"--sdm apptainer needs an image of every software stack in use, and containers.{missing[0]} names none; set "
             "containers (see docs/deployment.md), or leave --sdm apptainer out"
         )
 

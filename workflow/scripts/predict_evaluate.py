@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ki67.index import index_categories
-from ki67.prediction.training import evaluate_folder, evaluation_pictures, prediction_table
+from ki67.prediction.folder_scores import evaluate_folder, evaluation_pictures, prediction_table
 from ki67.provenance import stage_log
 from ki67.report_pictures import PLOT, picture
 from ki67.storage import write_image_png, write_json, write_text
