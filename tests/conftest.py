@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,15 +33,22 @@ GOOD = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, and for pytest-xdist a group a file, or one for all files that go on from the same run."""
+    """The longest first."""
     items.sort(key=lambda item: "unit" in item.path.parts)  # keeps the order otherwise
-    going_on = {item.path for item in items if "scored" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(
-            pytest.mark.xdist_group("scored" if item.path in going_on else str(item.path.relative_to(ROOT)))
-        )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file at a time for each process of pytest-xdist; files that go on from one run are like one file."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByRun(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::", 1)[0]
+            return "scored" if "scored: Finished" in (ROOT / file).read_text(encoding="utf-8") else file
+
+    return ByRun(config, log)
 
 
 @dataclass(frozen=True)
