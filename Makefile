@@ -64,15 +64,14 @@ demo/slides/%/drawn: | setup
 	$(PHANTOM) $(OPTIONS)
 	@touch $@
 
-# Two files at a time, as tests/conftest.py says; those of the cluster by themselves, since SLURM gives its jobs the machine.
+# Two files at a time, as tests/conftest.py says.
 TWO := -n 2 --dist loadscope --no-loadscope-reorder
 test: setup-test browser slurm
-	$(BIN)/python -m pytest $(TWO) --ignore tests/slurm
-	$(BIN)/python -m pytest tests/slurm
+	$(BIN)/python -m pytest $(TWO)
 
 # More cases of what tests do once in `make test`: other angles, seeds, numbers of workers, methods.
 thorough: setup-test browser slurm
-	$(BIN)/python -m pytest $(TWO) -m slow tests/unit
+	$(BIN)/python -m pytest $(TWO) -m slow
 
 # Runs on a cluster of one node that are stopped and started again; `make test` has the shorter ones.
 cluster: setup-test slurm

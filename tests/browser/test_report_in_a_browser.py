@@ -417,6 +417,7 @@ def test_hostile_ids_and_texts_run_nothing(
     assert page.all("main img, dialog img, main script") == []
 
 
+@pytest.mark.slow
 def test_3000_slides_open_and_have_pages_of_their_own(
     browser: Callable[..., Page], pages: list[dict[str, Any]], tmp_path: Path
 ) -> None:

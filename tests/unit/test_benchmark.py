@@ -54,7 +54,14 @@ def test_the_benchmark_puts_stage_and_floor_together(models, slide, monkeypatch)
     loops = [Loop(64, 96, 1, 1), Loop(64, 64, 4, 2)]
     monkeypatch.setattr(benchmark, "_loops", lambda block_px, workers: iter(loops))
     result = benchmark.benchmark_inference(
-        slide, models / "nuclei", mpp=0.5, everything=True, device="cpu", running=Running(threads=2), loop_seconds=0.0
+        slide,
+        models / "nuclei",
+        mpp=0.5,
+        everything=True,
+        device="cpu",
+        precision="float32",
+        running=Running(threads=2),
+        loop_seconds=0.0,
     )
     rate = max(loop["tiles_per_second"] for loop in result["loops"])
     unique = result["unique_px"] / 65536

@@ -19,16 +19,6 @@ BAD = {
         "unreadable",
         "B1: the Ki-67 slide is incomplete or damaged (the file holds ",
     ),
-    "empty": (
-        "B2 | empty.svs | | | |",
-        "unreadable",
-        "B2: the Ki-67 slide is an empty file of 0 bytes; copy it again from its source",
-    ),
-    "text": (
-        "B3 | text.svs | | | |",
-        "unreadable",
-        "B3: the Ki-67 slide is not an image that OpenSlide, tifffile or Pillow can decode; copy it again",
-    ),
     "missing": (
         "B4 | missing.svs | | | |",
         "missing_file",

@@ -51,7 +51,7 @@ def test_memory_and_time_follow_the_size_of_the_slide(sized: Workflow) -> None:
     assert asked["nuclei B"]["runtime"] == 180
 
 
-@pytest.mark.parametrize(("cores", "threads"), [(2, 1), (8, 3), (64, 8)])
+@pytest.mark.parametrize(("cores", "threads"), [(2, 1), (8, 3), pytest.param(64, 8, marks=pytest.mark.slow)])
 def test_without_a_gpu_slides_share_the_cores(sized: Workflow, cores: int, threads: int) -> None:
     asked = requests(sized, "--cores", str(cores))
     assert {asked[f"{rule} A"]["threads"] for rule in ("tumor", "transfer", "nuclei")} == {threads}

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from ki67.nucleus_table import COLUMNS
-from tests.conftest import Finished, Workflow, job_counts
+from tests.conftest import GOOD, HEADER, Finished, Workflow, job_counts
 
 pytestmark = pytest.mark.usefixtures("shipped_networks")
 
@@ -24,6 +24,7 @@ def copied(scored: Finished, tiny_stardist: Path) -> Workflow:
     """A run that is finished without StarDist, to go on with; the networks are as far away as before, and so the same."""
     folder = scored.workflow.folder.with_name("with StarDist")
     shutil.copytree(scored.workflow.folder, folder, symlinks=True)
+    Workflow(scored.workflow.clone, folder).write_sheet(HEADER, *GOOD)
     (folder / "models").mkdir()
     (folder / "models" / "discs").symlink_to(tiny_stardist)
     return Workflow(scored.workflow.clone, folder)

@@ -86,7 +86,7 @@ def test_networks_are_trained_by_name(workflow: Workflow, target: str, networks:
     assert (jobs["draw_fields"], jobs["train"]) == (networks, networks)
 
 
-@pytest.mark.parametrize("network", ["tumor_he_patches", "tumor_ki67_patches"])
+@pytest.mark.parametrize("network", ["tumor_he_patches", pytest.param("tumor_ki67_patches", marks=pytest.mark.slow)])
 def test_a_classifier_of_patches_is_trained_by_name(workflow: Workflow, network: str) -> None:
     assert workflow.planned(f"train_{network}") == {"draw_fields": 1, "train_patches": 1, f"train_{network}": 1}
 
@@ -242,7 +242,7 @@ def test_the_snakefile_at_the_standard_place_plans_all_slides_with_the_same_prof
 
 
 @pytest.mark.usefixtures("shipped_networks")
-@pytest.mark.parametrize("name", ["Snakefile", "workflow/Snakefile"])
+@pytest.mark.parametrize("name", [pytest.param("Snakefile", marks=pytest.mark.slow), "workflow/Snakefile"])
 def test_rules_of_the_module_may_keep_their_names(workflow: Workflow, sheet: Path, name: str) -> None:
     (workflow.folder / "Snakefile").write_text(
         f"module ki67:\n    snakefile: '{workflow.clone / name}'\n    config: {{'slides': '{sheet.name}'}}\n\n"
