@@ -221,8 +221,6 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "pair" / "he.tif").rename(named / "H&E.tif")
     whole = (named / "Ki 67.tif").read_bytes()
     (folder / "truncated.tif").write_bytes(whole[: len(whole) * 2 // 3])
-    (folder / "empty.svs").touch()
-    (folder / "text.svs").write_text("This is no slide.\n" * 100)
     Image.fromarray(np.random.default_rng(0).integers(120, 240, (300, 300, 3), dtype=np.uint8)).save(
         folder / "plain.png"
     )
