@@ -50,9 +50,8 @@ def test_loops_are_timed_in_all_their_sizes(models, monkeypatch):
     assert all(row["tiles_per_second"] > 0 for row in timed)
 
 
-def test_the_benchmark_puts_stage_and_floor_together(models, slide, monkeypatch):
-    loops = [Loop(64, 96, 1, 1), Loop(64, 64, 4, 2)]
-    monkeypatch.setattr(benchmark, "_loops", lambda block_px, workers: iter(loops))
+@pytest.mark.slow  # all loops, in a process of their own
+def test_the_benchmark_puts_stage_and_floor_together(models, slide):
     result = benchmark.benchmark_inference(
         slide,
         models / "nuclei",
