@@ -1,5 +1,5 @@
 # make demo      draw four slides, score them, compare with the truth
-# make test      all tests and linters
+# make test      tests and linters
 # make cluster   runs on a small SLURM cluster that are stopped and started again
 # make thorough  the tests that make test leaves out: more cases of the same
 # make faults    what goes wrong on real machines, done on purpose (docs/reliability.md); full disks need root
