@@ -78,6 +78,7 @@ def test_apptainer_without_images_is_refused(workflow: Workflow) -> None:
     for given, lacking in (
         (settings, "registration"),
         ([*settings, *some, "nuclei={second_opinion: stardist}"], "tensorflow"),
+        ([*settings, *some, "evaluate={nuclei: {methods: [stardist]}}"], "tensorflow"),
     ):
         result = workflow.run("--dry-run", "--sdm", "apptainer", *given)
         assert result.returncode != 0

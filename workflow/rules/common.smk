@@ -119,9 +119,8 @@ def check_all_present() -> None:
 
 def check_images() -> None:
     """Where --sdm names apptainer alone, jobs without an image would run outside of any, and find no library there."""
-    unused = (
-        set() if "stardist" in (SETTINGS["nuclei"]["method"], SETTINGS["nuclei"]["second_opinion"]) else {"tensorflow"}
-    )
+    methods = {*SETTINGS["nuclei"].values(), *SETTINGS["evaluate"]["nuclei"]["methods"]}
+    unused = set() if "stardist" in methods else {"tensorflow"}
     missing = [name for name, image in SETTINGS["containers"].items() if image is None and name not in unused]
     if workflow.deployment_settings.deployment_method == {DeploymentMethod.APPTAINER} and missing:
         raise ConfigError(
