@@ -22,6 +22,8 @@ import pytest
 import tifffile
 from PIL import Image
 
+from tests.planner import run_forked
+
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = ("tumor_he", "tumor_ki67", "nuclei")
 MARK = "KI67_TEST_RUN"
@@ -65,6 +67,8 @@ class Workflow:
 
     def run(self, *arguments: str | Path, timeout_s: float = 900) -> subprocess.CompletedProcess[str]:
         """Run the workflow to its end; what it says is in ``stdout``."""
+        if "--dry-run" in arguments:
+            return self.ask(*arguments)
         return subprocess.run(
             self.command(*arguments),
             cwd=self.folder,
@@ -75,6 +79,10 @@ class Workflow:
             timeout=timeout_s,
             check=False,
         )
+
+    def ask(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        """The same for what starts no job, sooner."""
+        return run_forked(self.command(*arguments), self.folder, clean_environment())
 
     @contextmanager
     def started(self, *arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:

@@ -1,4 +1,4 @@
-"""The cohort on a cluster: same results as locally, jobs where they belong, and what is killed is done again."""
+"""A slide on a cluster: same results as locally, jobs where they belong, and what is killed is done again."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_ctrl_c_ends_the_jobs_and_leaves_no_lock(cancelled: tuple[Run, Job]) -> 
 
 @dataclass(frozen=True)
 class OnCluster:
-    """A cohort that was scored on the cluster, and its jobs."""
+    """A run that was finished on the cluster, and its jobs."""
 
     workflow: Workflow
     said: str
@@ -56,8 +56,8 @@ class OnCluster:
 def on_cluster(
     scored: Finished, cluster: Cluster, submitter: Submitter, tmp_path_factory: pytest.TempPathFactory
 ) -> OnCluster:
-    """Two good slides; the first job is killed on its node, and the cohort's gets too little memory at first."""
-    workflow = submitter.folder(tmp_path_factory.mktemp("cluster") / "run", *GOOD)
+    """A good slide; the first job is killed on its node, and the cohort's gets too little memory at first."""
+    workflow = submitter.folder(tmp_path_factory.mktemp("cluster") / "run", GOOD[0])
     run = submitter.start(workflow, **{"set-resources": {"cohort": {"mem_mb": "250 * attempt ** 3"}}})
     victim = run.wait(lambda: run.jobs("RUNNING"))[0]
     run.wait(lambda: any("check.py" in command for command in cluster.commands(victim).values()))
@@ -68,14 +68,14 @@ def on_cluster(
 
 def test_tables_are_the_same_bytes_as_those_of_a_local_run(on_cluster: OnCluster, scored: Finished) -> None:
     results, local = on_cluster.workflow.folder / "results", scored.workflow.folder / "results"
-    assert (results / "cohort" / "cohort.csv").read_bytes() == scored.table
-    for name in ("G1/nuclei.parquet", "G2/nuclei.parquet", "G1/nuclei.geojson.gz", "G2/nuclei.geojson.gz"):
+    assert (results / "cohort" / "cohort.csv").read_bytes().splitlines() == scored.table.splitlines()[:2]
+    for name in ("G1/nuclei.parquet", "G1/nuclei.geojson.gz"):
         assert (results / name).read_bytes() == (local / name).read_bytes(), name
 
 
 def test_each_stage_is_one_job_a_slide_and_cheap_ones_are_together(on_cluster: OnCluster) -> None:
     done = Counter(job.stage for job in on_cluster.jobs if job.state == "COMPLETED")
-    assert done == {"prepare": 2, "tumor": 2, "score": 2, "present": 2, "cohort": 1, "report": 1}
+    assert done == dict.fromkeys(("prepare", "tumor", "score", "present", "cohort", "report"), 1)
 
 
 def test_jobs_with_a_network_have_one_gpu_in_its_partition_and_no_others_have(on_cluster: OnCluster) -> None:
@@ -92,10 +92,9 @@ def test_requests_follow_the_rules(on_cluster: OnCluster) -> None:
 
 
 def test_a_job_killed_on_its_node_is_done_again_with_more_memory(on_cluster: OnCluster) -> None:
-    first, *others = on_cluster.of("prepare")
-    assert first.state == "FAILED"
-    assert [job.state for job in others] == ["COMPLETED"] * 2
-    assert max(job.memory_mb for job in others) in range(2 * first.memory_mb - 20, 2 * first.memory_mb + 20)
+    first, second = on_cluster.of("prepare")
+    assert (first.state, second.state) == ("FAILED", "COMPLETED")
+    assert second.memory_mb in range(2 * first.memory_mb - 20, 2 * first.memory_mb + 20)
     assert "Trying to restart job" in on_cluster.said
 
 
@@ -110,7 +109,7 @@ def test_a_job_over_its_memory_is_done_again_with_more(on_cluster: OnCluster) ->
 
 @pytest.mark.usefixtures("on_cluster")
 def test_slurm_calls_what_ctrl_c_ended_cancelled(cancelled: tuple[Run, Job]) -> None:
-    """It says so a minute later, for which the cohort's run is used."""
+    """It says so a minute later, for which the other run is used."""
     run, job = cancelled
     run.cluster.wait(lambda: not run.jobs("COMPLETING"), 600)
     assert [found.state for found in run.jobs() if found.id == job.id] == ["CANCELLED"]

@@ -96,7 +96,7 @@ def test_a_tag_in_the_settings_runs_nothing(workflow: Workflow) -> None:
 
 
 def refused(workflow: Workflow, sentence: str, *settings: str) -> None:
-    result = workflow.run("--config", *settings)
+    result = workflow.ask("--config", *settings)
     assert result.returncode != 0
     assert sentence in result.stdout
     assert "Traceback" not in result.stdout

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, Workflow, clean_environment, job_counts
+from tests.planner import run_forked
 
 STAGES = ("check", "tumor", "register", "transfer", "nuclei", "index")
 WHOLE = dict.fromkeys((*STAGES, "page"), 2) | {"cohort": 1, "report": 1}
@@ -213,11 +214,7 @@ def test_another_workflow_can_use_this_one_as_a_module(workflow: Workflow, sheet
         "rule wanted:\n    default_target: True\n    input: 'results/cohort/cohort.csv'\n"
     )
     command = [sys.executable, "-m", "snakemake", "--cores", "2", "--dry-run"]
-    found = subprocess.run(
-        command, cwd=workflow.folder, env=clean_environment(), capture_output=True, text=True, check=False
-    )
-    assert found.returncode == 0, found.stdout + found.stderr
-    jobs = job_counts(found.stdout)
+    jobs = job_counts(planned_by(command, workflow.folder))
     assert {rule: count for rule, count in jobs.items() if rule != "wanted"} == {
         **{f"scores_{stage}": 2 for stage in STAGES},
         "scores_cohort": 1,
@@ -265,9 +262,9 @@ def test_the_module_of_the_quick_start_plans_all_slides(workflow: Workflow, shee
 
 def planned_by(command: list[str], folder: Path) -> str:
     """What a run says that must not fail."""
-    found = subprocess.run(command, cwd=folder, env=clean_environment(), capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stdout + found.stderr
-    return found.stdout + found.stderr
+    found = run_forked(command, folder, clean_environment())
+    assert found.returncode == 0, found.stdout
+    return found.stdout
 
 
 def write_annotated(folder: Path) -> None:
