@@ -17,6 +17,10 @@ from ki67.prediction.splits import patient_key
 SMOOTHING = 0.02
 """Added to positive and negative shares, so that an index of 0 or 1 has log odds that are a number."""
 
+_FEWEST_UNSEEN = 3
+_STEEPEST = 3.0
+"""With few patients the slope of ``line_of_unseen`` is not known well."""
+
 Floats = NDArray[np.float64]
 
 
@@ -196,3 +200,25 @@ def patient_weights(examples: Sequence[Example]) -> Floats:
     patients = [one.patient for one in examples]
     weight = np.array([1 / patients.count(patient) for patient in patients])
     return np.asarray(weight * len(weight) / weight.sum())
+
+
+def line_of_unseen(odds: Floats, target: Floats, weight: Floats) -> tuple[float, float]:
+    """Intercept and slope that bring what a model says of slides it has not seen nearest to the truth (least squares).
+
+    Where these answers do not rise with the truth the slope is 0: a model that has learned nothing says the mean of
+    its training, which is nearer than anything else that it may say.
+
+    Parameters
+    ----------
+    odds, target
+        Log odds ``(slides,)``, of the model and true.
+    weight
+        Of each slide.
+    """
+    if len(odds) < _FEWEST_UNSEEN:
+        return 0.0, 1.0
+    middle, mean = np.average(odds, weights=weight), np.average(target, weights=weight)
+    spread = np.average((odds - middle) ** 2, weights=weight)
+    covariance = np.average((odds - middle) * (target - mean), weights=weight)
+    slope = float(np.clip(covariance / max(spread, 1e-12), 0.0, _STEEPEST))
+    return float(mean - slope * middle), slope

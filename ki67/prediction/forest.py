@@ -1,7 +1,7 @@
 """A random forest on the pixel features of each patch, grown on patients drawn anew for every tree.
 
 Trees whose patients were drawn together know which patients they have not seen, and what they say of these tells how
-far the forest's answers must be stretched: a mean over trees lies too near to the mean of the training.
+far the forest's answers must be stretched, as a mean over trees lies too near to the mean of the training, or drawn in.
 """
 
 from __future__ import annotations
@@ -18,16 +18,14 @@ from ki67.prediction.examples import (
     Answer,
     Example,
     Floats,
-    Learned,
     answer_of_patches,
     labelled_patches,
+    line_of_unseen,
     patient_weights,
 )
 from ki67.random_forest import Trees, joined_trees
 
 LEAF_PATCHES = 5
-_STRETCH = (0.5, 3.0)
-"""Limits of the slope; with few patients it is not known well."""
 
 
 @dataclass(frozen=True)
@@ -93,23 +91,15 @@ def fit_forest(examples: Sequence[Example], *, trees: int, seed: int) -> PatchFo
                 heard[place] += 1
     unseen = [(e, s / h) for e, s, h in zip(examples, said, heard, strict=True) if h]
     values = np.concatenate([part.value[:, 0] for part in grown])
-    return PatchForest(joined_trees(grown, values), *_stretch(unseen, learned))
+    return PatchForest(joined_trees(grown, values), *_stretch(unseen))
 
 
-def _stretch(unseen: Sequence[tuple[Example, Floats]], learned: Learned) -> tuple[float, float]:
-    """Intercept and slope that bring what trees say of slides they have not seen nearest to the indices of these."""
+def _stretch(unseen: Sequence[tuple[Example, Floats]]) -> tuple[float, float]:
+    """Intercept and slope for what trees say of slides that they have not seen."""
     known = [(one, said) for one, said in unseen if np.isfinite(one.slide_target)]
-    middle = float(np.average(learned.target, weights=learned.weight))
-    if len(known) < 3:
-        return 0.0, 1.0
     odds = np.array([answer_of_patches(said, one.weight).odds for one, said in known])
     target = np.array([one.slide_target for one, _ in known])
-    weight = patient_weights([one for one, _ in known])
-    spread = np.average((odds - middle) ** 2, weights=weight)
-    covariance = np.average((odds - middle) * (target - np.average(target, weights=weight)), weights=weight)
-    slope = float(np.clip(covariance / max(spread, 1e-12), *_STRETCH))
-    intercept = float(np.average(target - slope * odds, weights=weight))
-    return intercept, slope
+    return line_of_unseen(odds, target, patient_weights([one for one, _ in known]))
 
 
 def forest_of(arrays: dict[str, NDArray[Any]], features: int) -> PatchForest:

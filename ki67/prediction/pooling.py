@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from ki67.prediction.examples import Answer, Example, Floats, patient_weights
+from ki67.prediction.examples import Answer, Example, Floats, line_of_unseen, patient_weights
 from ki67.prediction.seeded import one_thread, seeded
 
-PENALTIES = np.logspace(-1, 4, 21)
-"""Of the ridge regression, relative to the number of features."""
+PENALTIES = np.append(np.logspace(-1, 4, 21), np.inf)
+"""Of the ridge regression, relative to the number of features; the last leaves the mean of the training alone."""
 MEMBERS = 5
-"""Attention networks of which the mean answer counts."""
+"""Attention networks of which the mean answer counts; each has not seen its share of the patients."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class AttentionOptions:
 
 @dataclass(frozen=True)
 class AttentionPooling:
-    """The mean answer of some attention networks, in the log odds of the training.
+    """The mean answer of some attention networks, brought to log odds.
 
     Attributes
     ----------
@@ -226,7 +226,7 @@ class AttentionPooling:
     networks
         Trained.
     center, spread
-        Mean and deviation of the log odds of the training.
+        The line from what the networks say to log odds.
     """
 
     standard: Standard
@@ -261,10 +261,12 @@ def fit_attention(
 ) -> AttentionPooling:
     """Train ``MEMBERS`` attention networks on the indices of slides.
 
+    What each says of the patients that it has not seen tells how far all are to be believed (``line_of_unseen``).
+
     Parameters
     ----------
     seed
-        Of first weights and dropout.
+        Of first weights, dropout and who sees which patient.
     """
     options = options or AttentionOptions()
     known = [one for one in examples if np.isfinite(one.slide_target) and len(one)]
@@ -274,10 +276,21 @@ def fit_attention(
     center = float(np.average(target, weights=weight))
     spread = float(max(np.sqrt(np.average((target - center) ** 2, weights=weight)), 1e-6))
     aimed = torch.tensor((target - center) / spread, dtype=torch.float32)
-    matters = torch.tensor(weight, dtype=torch.float32)
+    unseen_by = _unseen_by(known, seed)
+    seen = torch.tensor(weight * (unseen_by != np.arange(MEMBERS)[:, None]), dtype=torch.float32)
+    bags = _bags(known, standard, components)
     with one_thread():
-        networks = _trained(*_bags(known, standard, components), aimed, matters, options, seed)
-    return AttentionPooling(standard, components, networks, center, spread)
+        networks = _trained(*bags, aimed, seen, options, seed)
+        with torch.inference_mode():
+            said = networks(*bags).double().numpy()[unseen_by, np.arange(len(known))]
+    intercept, slope = line_of_unseen(center + spread * said, target, weight)
+    return AttentionPooling(standard, components, networks, intercept + slope * center, slope * spread)
+
+
+def _unseen_by(examples: Sequence[Example], seed: int) -> NDArray[np.int64]:
+    """The network that does not learn from each slide ``(slides,)``, one for all slides of a patient."""
+    names, patients = np.unique([one.patient for one in examples], return_inverse=True)
+    return np.asarray(np.random.default_rng([seed, 2]).permutation(len(names))[patients] % MEMBERS)
 
 
 def _trained(
@@ -296,7 +309,7 @@ def _trained(
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
         for _ in range(options.steps):
             optimizer.zero_grad()
-            # A sum over the members, so that none learns less for the others.
+            # A sum over the members, so that none learns less for the others; each has weights of its own.
             loss = (weight * (networks(patches, offset) - aimed) ** 2).mean(dim=1).sum()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -17,6 +17,7 @@ from ki67.errors import ConfigError
 from ki67.prediction.cross_validation import CrossValidation, cross_validate
 from ki67.prediction.ensemble import load_ensemble
 from ki67.prediction.evaluation import within_folds
+from ki67.prediction.examples import line_of_unseen
 from ki67.prediction.folder_scores import evaluate_folder, evaluation_pictures, prediction_table
 from ki67.prediction.methods import LEVELS, PredictOptions, fit, prepare, restore
 from ki67.prediction.patch_networks import build_network
@@ -54,6 +55,24 @@ def test_a_method_learns_what_the_tissue_tells_and_nothing_where_it_tells_nothin
     assert spearman(validated(method, drawn_slides(24))) > 0.75
     by_chance = [spearman(validated(method, drawn_slides(24, told=False, seed=seed))) for seed in range(3)]
     assert abs(np.mean(by_chance)) < 0.3
+
+
+@pytest.mark.parametrize("method", LEARN)
+def test_a_method_that_learned_nothing_is_hardly_worse_than_the_mean(method: str) -> None:
+    ratios = []
+    for seed in range(4):
+        slides = validated(method, drawn_slides(24, told=False, seed=seed, patches=4)).slides
+        others = [slides["index"][slides["fold"] != fold].mean() for fold in slides["fold"]]
+        ratios.append((slides["predicted"] - slides["index"]).abs().mean() / (others - slides["index"]).abs().mean())
+    assert np.mean(ratios) < 1.1
+
+
+@pytest.mark.parametrize("rise", [-0.7, 0.0, 0.7])
+def test_answers_are_believed_as_far_as_they_held_for_slides_that_were_not_seen(rise: float) -> None:
+    odds = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+    weight = np.array([1.0, 1.0, 4.0, 1.0, 1.0])
+    intercept, slope = line_of_unseen(odds, 0.3 + rise * odds, weight)
+    assert (intercept, slope) == pytest.approx((0.3, max(0.0, rise)))
 
 
 @pytest.mark.parametrize("method", [method for method in SMALL if method != "vit_b16"])
