@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from joblib import Parallel, delayed  # type: ignore[import-untyped]
 from scipy.stats import spearmanr
 
 from ki67.prediction.cross_validation import CrossValidation, cross_validate_examples, learnable
@@ -54,13 +55,15 @@ class Cohort:
         self.index = np.array([one.slide_index for one in self.pairs], dtype=np.float64)
         self.factor = np.array([self.patients[one.slide].factor for one in self.pairs])
         self.folds = patient_folds([one.patient for one in self.pairs], self.index, FOLDS, seed=seed)
+        self.workers = workers
         self._seen: dict[str, list[Example]] = {}
 
     def examples(self, options: PredictOptions) -> list[Example]:
         """The slides as a method sees them; methods that see features share them."""
         kind = "pixels" if options.method in ("resnet18", "vit_b16") else "features"
         if kind not in self._seen:
-            self._seen[kind] = [prepare(one, options) for one in self.pairs]
+            parallel = Parallel(n_jobs=self.workers)
+            self._seen[kind] = list(parallel(delayed(prepare)(one, options) for one in self.pairs))
         return self._seen[kind]
 
     def factor_scores(self) -> dict[str, float]:
