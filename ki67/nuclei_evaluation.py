@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,6 +64,11 @@ class FieldResult:
         Annotated nuclei of other classes, how many of these were found, and how many found as positive.
     instances
         Pixels and nuclei compared, where outlines are annotated.
+    shift_um
+        How far found nuclei lie right of and below the annotated ones that they match, in the median; of each field
+        with outlines.
+    aligned
+        As ``instances``, with the outlines of the field moved by that: some were drawn on another picture of it.
     """
 
     name: str
@@ -73,6 +78,8 @@ class FieldResult:
     found: tuple[int, int]
     others: tuple[int, int, int]
     instances: InstanceCounts | None = None
+    shift_um: tuple[float, float] | None = None
+    aligned: InstanceCounts | None = None
 
     @property
     def known_index(self) -> float:
@@ -97,6 +104,7 @@ class FieldResult:
             "found_negative": self.found[1],
             "known_index": self.known_index,
             "found_index": self.found_index,
+            **({"shift_um": [round(value, 2) for value in self.shift_um]} if self.shift_um is not None else {}),
         }
 
 
@@ -123,7 +131,8 @@ def evaluate_nuclei(
     Returns
     -------
     dict
-        JSON values: ``pooled``, ``close``, ``intervals``, ``index``, ``others``, ``images``, perhaps ``instances``.
+        JSON values: ``pooled``, ``close``, ``intervals``, ``index``, ``others``, ``images``; where outlines are
+        annotated ``instances``, and ``instances_aligned`` with the outlines of each field moved by its ``shift_um``.
 
     Raises
     ------
@@ -167,15 +176,32 @@ def score_field(field: EvaluationField, nuclei: Nuclei, mpp: float) -> FieldResu
         {name: _counted(kept, known, of, radius / mpp) for name, of in KINDS.items()}
         for radius in (MATCH_UM, CLOSE_MATCH_UM)
     )
-    return FieldResult(
+    result = FieldResult(
         name=field.name,
         counts=counts,
         close_counts=close,
         known=_by_class(known),
         found=_by_class(kept),
         others=others,
-        instances=instance_counts(field.labels, field.classes or {}, nuclei) if field.labels is not None else None,
     )
+    if field.labels is None:
+        return result
+    matched, to = match_points(kept[:, :2], known[:, :2], MATCH_UM / mpp)
+    x_px, y_px = np.median(kept[matched, :2] - known[to, :2], axis=0) if len(matched) else np.zeros(2)
+    moved = _moved(field.labels, round(float(y_px)), round(float(x_px)))
+    return replace(
+        result,
+        instances=instance_counts(field.labels, field.classes or {}, nuclei),
+        shift_um=(float(x_px) * mpp, float(y_px) * mpp),
+        aligned=instance_counts(moved, field.classes or {}, nuclei),
+    )
+
+
+def _moved(labels: NDArray[np.uint16], down: int, right: int) -> NDArray[np.uint16]:
+    """Labels moved by whole pixels; what leaves the image is lost."""
+    padded = np.pad(labels, ((max(down, 0), max(-down, 0)), (max(right, 0), max(-right, 0))))
+    height, width = labels.shape
+    return padded[max(-down, 0) :, max(-right, 0) :][:height, :width]
 
 
 def _without_others(
@@ -237,6 +263,7 @@ def summary(dataset: Dataset, results: Sequence[FieldResult]) -> dict[str, Any]:
     }
     if counted := [result.instances for result in results if result.instances is not None]:
         record["instances"] = instance_scores(counted)
+        record["instances_aligned"] = instance_scores([r.aligned for r in results if r.aligned is not None])
     return record | {"images": [result.to_json() for result in results]}
 
 
