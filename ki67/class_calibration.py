@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+_PALEST_PERCENTILE = 2.0
+
 
 @dataclass(frozen=True)
 class CalibrationOptions:
@@ -31,6 +33,9 @@ class CalibrationOptions:
         With fewer nuclei of either class there is no threshold, and the network's classes stay.
     softness
         Share of the way from level to level over which a nucleus is more and more likely to be positive.
+    doubted
+        Share of the way from the palest nuclei to the median of positive ones from which a nucleus that is called
+        negative tells nothing of negative nuclei: for methods that miss what is nearly black in the DAB alone.
     """
 
     share: float = 0.2
@@ -38,6 +43,7 @@ class CalibrationOptions:
     least_od: float = 0.08
     fewest: int = 5
     softness: float = 0.1
+    doubted: float = np.inf
 
 
 @dataclass(frozen=True)
@@ -85,8 +91,12 @@ def dab_levels(
     options = options or CalibrationOptions()
     if min(np.count_nonzero(positive), np.count_nonzero(~positive)) < options.fewest:
         return None
+    palest, high = float(np.percentile(dab_od, _PALEST_PERCENTILE)), float(np.median(dab_od[positive]))
     negative_dab = dab_od[~positive]
-    low, high = float(np.median(negative_dab)), float(np.median(dab_od[positive]))
+    negative_dab = negative_dab[negative_dab - palest <= options.doubted * max(high - palest, options.least_od)]
+    if len(negative_dab) < options.fewest:
+        return None
+    low = float(np.median(negative_dab))
     spread = 1.4826 * float(np.median(np.abs(negative_dab - low)))
     lowest = low + max(options.least_od, options.spreads * spread)
     way = max(high - low, options.least_od)

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ki67.class_calibration import CalibrationOptions
 from ki67.detection import SHIPPED, Detector, Method
 from ki67.extraction import Nuclei
 from ki67.geometry import Mask
@@ -24,13 +25,15 @@ from ki67.nuclei import NucleusDetection, Running
 from ki67.nucleus_review import REVIEW_FILE, ReviewOptions, read_review
 from ki67.predictors import FixedSpec, NamedDevice, Precision
 from ki67.slides import Slide
-from ki67.stain import HED_VECTORS, StainPair, slide_stains
+from ki67.stain import HED_VECTORS, StainPair, optical_density, slide_stains
 from ki67.star_polygons import CHANNELS, StarOptions, packed, probabilities_of, star_nuclei
 from ki67.stardist_model import StarNetwork, StarSpec
 from ki67.tiles import plan_tiles
 
 METHOD: Method = "stardist"
-NOTHING_LEFT_OUT = ReviewOptions(probability_weight=0.0, size_weight=0.0, offset=1.0)
+NOTHING_LEFT_OUT = ReviewOptions(
+    probability_weight=0.0, size_weight=0.0, offset=1.0, calibration=CalibrationOptions(doubted=0.5)
+)
 """StarDist's own threshold has said what a nucleus is; the classes follow from the slide's DAB."""
 
 SAMPLES, SAMPLE_PX = 48, 256
@@ -42,6 +45,8 @@ _SAMPLE_STEP = 3  # of their pixels every third row and column
 _DARK_PERCENTILE, _GLASS_PERCENTILE = 99.8, 1.0
 _LIMITS = {"hematoxylin": (0.3, 1.2), "dab": (0.5, 1.5)}
 _MOST_SHOWN = 2.0
+# Where light of any colour is taken away more than this, DAB may be under what looks like hematoxylin.
+_MOST_TELLING_OD = 1.0
 # DAB below this, as it is shown and smoothed, is the shade that negative nuclei have: no nucleus is looked for there.
 _LEAST_BROWN, _BROWN_SMOOTHING_PX = 0.2, 1.5
 # For networks that take colours: hematoxylin as dark as in H&E.
@@ -82,8 +87,8 @@ class StainChannels:
 def stain_channels(rgb: NDArray[np.uint8]) -> StainChannels:
     """How a slide is shown, from a sample of its pixels.
 
-    What is dark in hematoxylin is told where there is more of it than of DAB: below strong DAB no other stain can be
-    measured.
+    What is dark in hematoxylin is told where there is more of it than of DAB and the pixel is not nearly black: below
+    strong DAB no other stain can be measured.
 
     Parameters
     ----------
@@ -91,8 +96,9 @@ def stain_channels(rgb: NDArray[np.uint8]) -> StainChannels:
         uint8 ``(..., 3)``, pixels of the slide's tumour.
     """
     stains = slide_stains(rgb)
-    amounts = np.maximum(stains.amounts(rgb.reshape(-1, 3)), 0)
-    blue = amounts[:, 0] >= amounts[:, 1]
+    density = optical_density(rgb.reshape(-1, 3))
+    amounts = np.maximum(density @ stains.amounts_of_density, 0)
+    blue = (amounts[:, 0] >= amounts[:, 1]) & (density.max(axis=1) <= _MOST_TELLING_OD)
     values = {"hematoxylin": amounts[blue, 0], "dab": amounts[:, 1]}
     glass, dark = zip(*(_range_of(values[name], *_LIMITS[name]) for name in CHANNELS), strict=True)
     return StainChannels(stains, glass, dark)

@@ -58,3 +58,19 @@ def test_uncertainty_is_least_where_network_and_stain_agree_and_greatest_at_the_
     assert told[2] > 0.8
     assert 0.4 < told[3] < 1
     np.testing.assert_allclose(uncertainty(probability, called, dab[:4], None), 0.1, rtol=1e-5)
+
+
+def test_black_nuclei_that_are_called_negative_do_not_tell_the_level_of_negative_nuclei() -> None:
+    pale, dark = np.linspace(0.1, 0.3, 20), np.linspace(1.4, 2.2, 60)
+    dab = np.concatenate([pale, dark])
+    called = np.concatenate([np.zeros(50, dtype=bool), np.ones(30, dtype=bool)])  # half of the dark ones are missed
+    trusting, doubting = dab_levels(dab, called), dab_levels(dab, called, CalibrationOptions(doubted=0.5))
+    assert trusting is not None
+    assert trusting.threshold > dark.max()
+    assert doubting is not None
+    assert (dab > doubting.threshold).tolist() == [False] * 20 + [True] * 60
+
+
+def test_where_all_that_is_called_negative_is_black_the_classes_stay() -> None:
+    called = np.arange(40) < 20
+    assert dab_levels(np.linspace(1.5, 2.0, 40), called, CalibrationOptions(doubted=0.0)) is None

@@ -79,6 +79,14 @@ def test_strong_dab_does_not_make_the_other_nuclei_pale():
     assert shown[1, 140, 140] > 0.9
 
 
+def test_black_pixels_do_not_tell_how_strong_hematoxylin_is():
+    """Where no light passes, what lies under the DAB is anyone's guess: here a little more red is gone than blue."""
+    rgb = np.full((300, 300, 3), 240, dtype=np.uint8)
+    rgb[20:60, 20:60] = 255 * 10 ** -(0.35 * HED_VECTORS[0])
+    rgb[100:250, 100:250] = (2, 6, 9)
+    assert stain_channels(rgb).shown(rgb)[0, 40, 40] > 0.6
+
+
 def test_noise_of_a_slide_without_dab_is_not_blown_up():
     random = np.random.default_rng(0)
     amounts = np.abs(random.normal(0, [0.3, 0.02], (200, 200, 2)))
