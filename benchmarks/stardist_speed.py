@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+FILES = ("ki67", "nuclei", "second_opinion")
 
 
 def main() -> None:
@@ -38,13 +39,13 @@ def main() -> None:
         if said.returncode:
             raise SystemExit(said.stdout)
         results = folder / "results" / "S1"
-        mm2 = json.loads((results / "ki67.json").read_text(encoding="utf-8"))["tumor_mm2"]
+        told = {name: json.loads((results / f"{name}.json").read_text(encoding="utf-8")) for name in FILES}
+        mm2 = told["ki67"]["tumor_mm2"]
         for name, file in (("stardist", "second_opinion"), ("unet_resnet34", "nuclei")):
-            record = json.loads((results / f"{file}.json").read_text(encoding="utf-8"))
-            seconds = record["seconds"]
+            seconds, index = told[file]["seconds"], (told[file] if "index" in told[file] else told["ki67"])["index"]
             print(
                 f"{name}: {mm2:.2f} mm² of tumour in {seconds:.1f} s, {60 * mm2 / seconds:.1f} mm² a minute, "
-                f"{record['total']} nuclei, index {record['index']:.3f}"
+                f"{told[file]['nuclei']} nuclei, index {index:.3f}"
             )
 
 

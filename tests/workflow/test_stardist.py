@@ -1,11 +1,10 @@
-"""StarDist in a real run, with a small model that learned drawn discs: as a second opinion, and for the index itself."""
+"""StarDist in a real run: as a second opinion, and for the index itself."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import shutil
-from pathlib import Path
 from typing import Any
 
 import geopandas
@@ -20,19 +19,17 @@ pytestmark = pytest.mark.usefixtures("shipped_networks")
 
 
 @pytest.fixture(scope="module")
-def copied(scored: Finished, tiny_stardist: Path) -> Workflow:
+def copied(scored: Finished) -> Workflow:
     """A run that is finished without StarDist, to go on with; the networks are as far away as before, and so the same."""
     folder = scored.workflow.folder.with_name("with StarDist")
     shutil.copytree(scored.workflow.folder, folder, symlinks=True)
     Workflow(scored.workflow.clone, folder).write_sheet(HEADER, *GOOD)
-    (folder / "models").mkdir()
-    (folder / "models" / "discs").symlink_to(tiny_stardist)
     return Workflow(scored.workflow.clone, folder)
 
 
 def run(workflow: Workflow, settings: dict[str, Any], *targets: str) -> dict[str, int]:
     """Jobs by rule of a run that reaches its targets."""
-    settings = {"slides": "slides.tsv", "models": {"stardist": "models/discs"}} | settings
+    settings = {"slides": "slides.tsv"} | settings
     path = workflow.folder / "settings.yaml"
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")
     found = workflow.run("--configfile", path, "--", *targets)
@@ -64,7 +61,7 @@ def test_a_second_opinion_is_counted_beside_the_index(asked: Workflow) -> None:
     brown = counted["area_um2"][counted["positive"]].astype(float).sum()
     assert record["index_area"] == pytest.approx(brown / counted["area_um2"].astype(float).sum())
     assert record["nuclei"] == len(nuclei)
-    assert (record["model"]["method"], record["model"]["name"]) == ("stardist", "discs")
+    assert (record["model"]["method"], record["model"]["name"]) == ("stardist", "stardist")
     assert record["settings"]["second_opinion"] == "stardist"
     assert {"tensorflow", "stardist"} <= set(record["versions"])
     assert "torch" not in record["versions"]
