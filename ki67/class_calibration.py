@@ -35,7 +35,8 @@ class CalibrationOptions:
         Share of the way from level to level over which a nucleus is more and more likely to be positive.
     doubted
         Share of the way from the palest nuclei to the median of positive ones from which a nucleus that is called
-        negative tells nothing of negative nuclei: for methods that miss what is nearly black in the DAB alone.
+        negative tells nothing of negative nuclei, for methods that miss what is nearly black in the DAB alone. None: all
+        tell.
     """
 
     share: float = 0.2
@@ -43,7 +44,7 @@ class CalibrationOptions:
     least_od: float = 0.08
     fewest: int = 5
     softness: float = 0.1
-    doubted: float = np.inf
+    doubted: float | None = None
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,12 @@ def dab_levels(
     options = options or CalibrationOptions()
     if min(np.count_nonzero(positive), np.count_nonzero(~positive)) < options.fewest:
         return None
-    palest, high = float(np.percentile(dab_od, _PALEST_PERCENTILE)), float(np.median(dab_od[positive]))
-    negative_dab = dab_od[~positive]
-    negative_dab = negative_dab[negative_dab - palest <= options.doubted * max(high - palest, options.least_od)]
-    if len(negative_dab) < options.fewest:
-        return None
+    negative_dab, high = dab_od[~positive], float(np.median(dab_od[positive]))
+    if options.doubted is not None:
+        palest = float(np.percentile(dab_od, _PALEST_PERCENTILE))
+        negative_dab = negative_dab[negative_dab - palest <= options.doubted * max(high - palest, options.least_od)]
+        if len(negative_dab) < options.fewest:
+            return None
     low = float(np.median(negative_dab))
     spread = 1.4826 * float(np.median(np.abs(negative_dab - low)))
     lowest = low + max(options.least_od, options.spreads * spread)
