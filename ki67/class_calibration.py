@@ -35,8 +35,8 @@ class CalibrationOptions:
         Share of the way from level to level over which a nucleus is more and more likely to be positive.
     doubted
         Share of the way from the palest nuclei to the median of positive ones from which a nucleus that is called
-        negative tells nothing of negative nuclei, for methods that miss what is nearly black in the DAB alone. None: all
-        tell.
+        negative tells nothing of negative nuclei, for methods that miss what is nearly black in the DAB alone. None:
+        all of them tell.
     """
 
     share: float = 0.2
