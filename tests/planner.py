@@ -9,20 +9,22 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
+
+LONGEST_S = 900
 
 
 def run_forked(command: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """What ``python -m snakemake ...`` says in a folder, both streams in ``stdout``."""
     assert command[:3] == [sys.executable, "-m", "snakemake"], command
-    server, lock = _server()
-    with tempfile.NamedTemporaryFile("r", encoding="utf-8", errors="replace") as said, lock:
+    server = _server()
+    with tempfile.NamedTemporaryFile("r", encoding="utf-8", errors="replace") as said:
         asked = {"arguments": command[3:], "folder": str(folder), "environment": environment, "said": said.name}
         server.stdin.write(json.dumps(asked) + "\n")
         server.stdin.flush()
@@ -31,13 +33,11 @@ def run_forked(command: list[str], folder: Path, environment: dict[str, str]) ->
 
 
 @cache
-def _server() -> tuple[Any, threading.Lock]:
-    """The process that forks, which ends with this one, and what lets one ask at a time."""
+def _server() -> Any:
+    """The process that forks, which ends with this one."""
     root = Path(__file__).resolve().parents[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tests.planner"], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    return server, threading.Lock()
+    command = [sys.executable, "-m", "tests.planner"]
+    return subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def serve() -> None:
@@ -52,7 +52,8 @@ def serve() -> None:
 
 
 def _run(arguments: list[str], folder: str, environment: dict[str, str], said: str) -> NoReturn:
-    """Become ``python -m snakemake`` in a folder."""
+    """Become ``python -m snakemake`` in a folder, for no longer than it may take."""
+    signal.alarm(LONGEST_S)
     file = os.open(said, os.O_WRONLY | os.O_TRUNC)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for stream, target in ((nothing, 0), (file, 1), (file, 2)):
