@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 MODEL_FILE, RANGE_FILE = "model.json", "training.safetensors"
 SLIDES_FILE, PATCHES_FILE = "out_of_fold.csv", "out_of_fold_patches.parquet"
-FORM = 1
+FORM = 2
 """Of the files; another is refused."""
 
 

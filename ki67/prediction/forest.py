@@ -1,4 +1,4 @@
-"""A random forest on the pixel features of each patch, grown on patients drawn anew for every tree.
+"""A random forest on the features of each patch, grown on patients drawn anew for every tree.
 
 Trees whose patients were drawn together know which patients they have not seen, and what they say of these tells how
 far the forest's answers must be stretched, as a mean over trees lies too near to the mean of the training, or drawn in.
@@ -7,7 +7,7 @@ far the forest's answers must be stretched, as a mean over trees lies too near t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ class PatchForest:
     Attributes
     ----------
     trees
-        On the features of ``ki67.prediction.patch_features``, one number a node.
+        On the features of a patch, one number a node.
     intercept, slope
         Of the line.
     """
@@ -55,11 +55,15 @@ class PatchForest:
         return {name: np.ascontiguousarray(array) for name, array in vars(self.trees).items()} | line
 
 
-def fit_forest(examples: Sequence[Example], *, trees: int, seed: int) -> PatchForest:
+def fit_forest(
+    examples: Sequence[Example], times: NDArray[np.int64] | None = None, *, trees: int, seed: int
+) -> PatchForest:
     """Grow a forest on the labelled patches of slides.
 
     Parameters
     ----------
+    times
+        How often each feature is in the hat of which those of a split are drawn, ``(F,)``; None: once each.
     trees
         How many.
     seed
@@ -72,6 +76,9 @@ def fit_forest(examples: Sequence[Example], *, trees: int, seed: int) -> PatchFo
     from sklearn.tree import DecisionTreeRegressor
 
     learned = labelled_patches(examples)
+    hat = np.repeat(np.arange(learned.inputs.shape[1]), 1 if times is None else times)
+    seen = [np.ascontiguousarray(one.inputs[:, hat]) for one in examples]
+    inputs = np.ascontiguousarray(learned.inputs[:, hat])
     patients = sorted({one.patient for one in examples})
     said = [np.zeros(len(one)) for one in examples]
     heard = np.zeros(len(examples))
@@ -84,14 +91,16 @@ def fit_forest(examples: Sequence[Example], *, trees: int, seed: int) -> PatchFo
         )
         chosen = times[learned.patient] > 0
         weight = (learned.weight * times[learned.patient])[chosen]
-        grown.append(tree.fit(learned.inputs[chosen], learned.target[chosen], sample_weight=weight).tree_)
+        grown.append(tree.fit(inputs[chosen], learned.target[chosen], sample_weight=weight).tree_)
         for place, example in enumerate(examples):
             if times[patients.index(example.patient)] == 0 and len(example):
-                said[place] += tree.predict(example.inputs)
+                said[place] += tree.predict(seen[place])
                 heard[place] += 1
     unseen = [(e, s / h) for e, s, h in zip(examples, said, heard, strict=True) if h]
     values = np.concatenate([part.value[:, 0] for part in grown])
-    return PatchForest(joined_trees(grown, values), *_stretch(unseen))
+    joined = joined_trees(grown, values)
+    feature = np.where(joined.feature < 0, -1, hat[joined.feature]).astype(np.int32)
+    return PatchForest(replace(joined, feature=feature), *_stretch(unseen))
 
 
 def _stretch(unseen: Sequence[tuple[Example, Floats]]) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ki67.devices import gpu_names
 from ki67.errors import ConfigError
 from ki67.prediction.examples import Example, Model, common_pixels, example_of
+from ki67.prediction.nuclear_features import NUCLEAR_FEATURES, nuclear_features
 from ki67.prediction.patch_features import FEATURES, patch_features
 from ki67.prediction.patch_pairs import PatchPairs
 
@@ -36,6 +37,9 @@ LEVELS: dict[Method, Literal["patch", "slide"]] = {
 }
 """Whether a method learns from the labels of patches, or from the indices of slides alone."""
 VIT_PATCH_PX = 16
+_GROUPS = (len(FEATURES), len(NUCLEAR_FEATURES))
+_TIMES = np.repeat([max(_GROUPS) // size for size in _GROUPS], _GROUPS)
+"""How often each feature counts, so that the few of nuclei are not drowned by the many of pixels."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,9 @@ class PredictOptions:
     trees
         Of a forest.
     features
-        What ``mean_pooling`` and ``attention`` see of a patch: ``pixels`` (``ki67.prediction.patch_features``) or
-        ``network``, the features of a ResNet-18 with the weights of ``weights``.
+        What ``mean_pooling`` and ``attention`` see of a patch: ``pixels`` (``ki67.prediction.patch_features`` and, of
+        its nuclei, ``ki67.prediction.nuclear_features``, both groups alike) or ``network``, the features of a ResNet-18
+        with the weights of ``weights``.
     weights
         File of first weights of a network; None: random ones.
     input_px
@@ -153,7 +158,8 @@ def prepare(pairs: PatchPairs, options: PredictOptions, ki67: NDArray[np.uint8] 
         from ki67.prediction.patch_networks import network_features
 
         return example_of(pairs, network_features(common_pixels(pairs, options.input_px), *_encoder(options)))
-    return example_of(pairs, patch_features(pairs.he, pairs.mpp))
+    both = patch_features(pairs.he, pairs.mpp), nuclear_features(pairs.he, pairs.mpp)
+    return example_of(pairs, np.concatenate(both, axis=1))
 
 
 @cache
@@ -176,18 +182,19 @@ def fit(examples: Sequence[Example], options: PredictOptions, *, seed: int) -> M
     seed
         Of everything that is drawn. The same slides and seed give the same model.
     """
+    times = None if options.needs_network else _TIMES
     if options.method == "forest":
         from ki67.prediction.forest import fit_forest
 
-        return fit_forest(examples, trees=options.trees, seed=seed)
+        return fit_forest(examples, times, trees=options.trees, seed=seed)
     if options.method == "mean_pooling":
         from ki67.prediction.pooling import fit_mean_pooling
 
-        return fit_mean_pooling(examples)
+        return fit_mean_pooling(examples, times)
     if options.method == "attention":
         from ki67.prediction.pooling import fit_attention
 
-        return fit_attention(examples, seed=seed)
+        return fit_attention(examples, times, seed=seed)
     if options.method == "cyclegan":
         from ki67.prediction.cyclegan import fit_translation
 
@@ -208,7 +215,7 @@ def restore(arrays: dict[str, NDArray[Any]], options: PredictOptions) -> Model:
     if options.method == "forest":
         from ki67.prediction.forest import forest_of
 
-        return forest_of(arrays, len(FEATURES))
+        return forest_of(arrays, sum(_GROUPS))
     if options.method == "mean_pooling":
         from ki67.prediction.pooling import mean_pooling_of
 

@@ -96,7 +96,7 @@ def _radii_um(nuclear: NDArray[np.uint8], mpp: float) -> NDArray[np.float64]:
     peaks = (depth >= cv2.dilate(depth, disc)) & (depth * mpp >= LEAST_RADIUS_UM)
     count, numbers = cv2.connectedComponents(peaks.astype(np.uint8), connectivity=8)
     highest = np.zeros(count)
-    np.maximum.at(highest, numbers[peaks], depth[peaks])
+    np.maximum.at(highest, np.asarray(numbers, np.int64)[peaks], depth[peaks])
     return highest[1:] * mpp
 
 
@@ -105,10 +105,11 @@ def _components(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Areas in µm² and mean hematoxylin of what is connected and large enough."""
     count, numbers = cv2.connectedComponents(nuclear, connectivity=4)
-    pixels = np.bincount(numbers.ravel(), minlength=count)[1:]
+    pixels = np.bincount(numbers.ravel(), minlength=count)[1:].astype(np.float64)
     total = np.bincount(numbers.ravel(), weights=hematoxylin.ravel(), minlength=count)[1:]
     kept = pixels * mpp**2 >= LEAST_AREA_UM2
-    return pixels[kept] * mpp**2, total[kept] / pixels[kept]
+    area, amount = pixels[kept], total[kept]
+    return area * mpp**2, amount / area
 
 
 def _summary(values: NDArray[np.float64], *ways: Any) -> list[float]:

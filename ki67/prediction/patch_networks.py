@@ -19,7 +19,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from ki67.errors import ConfigError
-from ki67.networks import IMAGENET_MEAN, IMAGENET_STD, choose_device
+from ki67.networks import IMAGENET_MEAN, IMAGENET_STD, channels_last, choose_device, computes_bfloat16
 from ki67.prediction.examples import Answer, Example, Floats, answer_of_patches, labelled_patches
 from ki67.prediction.seeded import module_of, one_thread, rounded, seeded, weight_arrays
 
@@ -117,11 +117,11 @@ def fit_network(examples: Sequence[Example], options: NetworkOptions, *, seed: i
     target = torch.from_numpy(((learned.target - center) / spread).astype(np.float32))
     device = choose_device(options.device)
     with one_thread(), seeded(seed):
-        network = build_network(options.architecture, options.input_px).to(device)
+        network = channels_last(build_network(options.architecture, options.input_px), device)
         if options.weights is not None:
             load_first_weights(network, options.architecture, options.weights)
         rate = options.learning_rate or LEARNING_RATES[options.architecture]
-        optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=options.weight_decay)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=options.weight_decay, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, options.steps))
         drawn = np.random.default_rng([seed, 1])
         network.train()
@@ -129,7 +129,8 @@ def fit_network(examples: Sequence[Example], options: NetworkOptions, *, seed: i
             chosen = drawn.choice(len(target), size=options.batch_size, p=learned.weight / learned.weight.sum())
             pixels = np.stack([_changed(learned.inputs[place], drawn) for place in chosen])
             optimizer.zero_grad()
-            said = network(as_input(pixels, device))[:, 0]
+            with torch.autocast(device.type, torch.bfloat16, enabled=computes_bfloat16(device)):
+                said = network(as_input(pixels, device))[:, 0].float()
             functional.smooth_l1_loss(said, target[chosen].to(device)).backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(network.parameters(), _STEEPEST)
             optimizer.step()
@@ -154,7 +155,7 @@ def as_input(pixels: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
     """Patches ``(B, size, size, 3)`` as networks take them, ``(B, 3, size, size)``."""
     mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     tiles = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(0, 3, 1, 2).float() / 255
-    return (tiles - mean) / std
+    return ((tiles - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 @torch.inference_mode()
@@ -211,5 +212,5 @@ def network_from(arrays: Mapping[str, NDArray[Any]], options: NetworkOptions) ->
     """The network that ``PatchRegression.arrays`` put into a file."""
     device = choose_device(options.device)
     weights = {name: array for name, array in arrays.items() if name != "scale"}
-    module = module_of(lambda: build_network(options.architecture, options.input_px), weights).to(device)
+    module = channels_last(module_of(lambda: build_network(options.architecture, options.input_px), weights), device)
     return PatchRegression(module, float(arrays["scale"][0]), float(arrays["scale"][1]), device)

@@ -5,7 +5,7 @@ Nothing is learned from the labels of patches, so that slides of which only the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,25 +32,44 @@ class Standard:
     ----------
     mean, deviation
         float64 ``(F,)``.
+    times
+        How often each feature counts, as if it stood there so often, ``(F,)``.
     """
 
     mean: Floats
     deviation: Floats
+    times: NDArray[np.int64]
 
     def __call__(self, features: NDArray[Any]) -> Floats:
         """Features ``(..., F)`` in standard form; what is far out of all training is drawn in to 6 deviations."""
-        return np.asarray(np.clip((features - self.mean) / self.deviation, -6, 6))
+        return np.asarray(np.clip((features - self.mean) / self.deviation, -6, 6) * np.sqrt(self.times))
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """For a file."""
+        return {"mean": self.mean, "deviation": self.deviation, "times": self.times}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Standard:
+        """What ``arrays`` gave."""
+        return cls(arrays["mean"], arrays["deviation"], arrays["times"])
 
 
-def standard_of(examples: Sequence[Example]) -> Standard:
-    """Mean and deviation over the patches of slides, all patients alike."""
+def standard_of(examples: Sequence[Example], times: NDArray[np.int64] | None = None) -> Standard:
+    """Mean and deviation over the patches of slides, all patients alike.
+
+    Parameters
+    ----------
+    times
+        See ``Standard``; None: once each.
+    """
     weight = np.concatenate(
         [np.full(len(e), w / len(e)) for e, w in zip(examples, patient_weights(examples), strict=True)]
     )
     inputs = np.concatenate([one.inputs for one in examples]).astype(np.float64)
     mean = np.average(inputs, axis=0, weights=weight)
     deviation = np.sqrt(np.average((inputs - mean) ** 2, axis=0, weights=weight))
-    return Standard(mean, np.where(deviation > 1e-9, deviation, 1.0))
+    times = np.ones(len(mean), dtype=np.int64) if times is None else times
+    return Standard(mean, np.where(deviation > 1e-9, deviation, 1.0), times)
 
 
 # ---------------------------------------------------------------------------------------------- mean pooling
@@ -85,22 +104,22 @@ class MeanPooling:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """See ``Model``."""
-        return {
-            "mean": self.standard.mean,
-            "deviation": self.standard.deviation,
-            "coefficients": self.coefficients,
-            "center": self.center,
-            "intercept": np.array([self.intercept]),
-        }
+        found = {"coefficients": self.coefficients, "center": self.center, "intercept": np.array([self.intercept])}
+        return self.standard.arrays() | found
 
 
-def fit_mean_pooling(examples: Sequence[Example]) -> MeanPooling:
+def fit_mean_pooling(examples: Sequence[Example], times: NDArray[np.int64] | None = None) -> MeanPooling:
     """Ridge regression (Hoerl & Kennard 1970) of log odds on pooled features.
 
     The penalty is the one with which each patient is told best from all others.
+
+    Parameters
+    ----------
+    times
+        How often each feature counts; see ``Standard``.
     """
     known = [one for one in examples if np.isfinite(one.slide_target) and len(one)]
-    standard, weight = standard_of(known), patient_weights(known)
+    standard, weight = standard_of(known, times), patient_weights(known)
     pooled = np.stack([_pooled(one, standard) for one in known])
     target = np.array([one.slide_target for one in known])
     center, intercept = np.average(pooled, axis=0, weights=weight), float(np.average(target, weights=weight))
@@ -110,7 +129,7 @@ def fit_mean_pooling(examples: Sequence[Example]) -> MeanPooling:
     values, vectors = np.linalg.eigh(scaled @ scaled.T)
     values = np.maximum(values, 0)
     patients = np.unique([one.patient for one in known], return_inverse=True)[1]
-    penalties = PENALTIES * pooled.shape[1]
+    penalties = PENALTIES * standard.times.sum()
     errors = [_left_out_error(values / (values + p), vectors, root, aimed, patients) for p in penalties]
     penalty = float(penalties[int(np.argmin(errors))])
     coefficients = scaled.T @ (vectors @ ((vectors.T @ aimed) / (values + penalty)))
@@ -134,8 +153,9 @@ def _pooled(example: Example, standard: Standard) -> Floats:
 
 def mean_pooling_of(arrays: dict[str, NDArray[Any]]) -> MeanPooling:
     """The model that ``MeanPooling.arrays`` put into a file."""
-    standard = Standard(arrays["mean"], arrays["deviation"])
-    return MeanPooling(standard, arrays["coefficients"], arrays["center"], float(arrays["intercept"][0]))
+    return MeanPooling(
+        Standard.from_arrays(arrays), arrays["coefficients"], arrays["center"], float(arrays["intercept"][0])
+    )
 
 
 # ---------------------------------------------------------------------------------------------- attention
@@ -247,9 +267,7 @@ class AttentionPooling:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """See ``Model``."""
-        found: dict[str, NDArray[Any]] = {
-            "mean": self.standard.mean,
-            "deviation": self.standard.deviation,
+        found = self.standard.arrays() | {
             "components": self.components,
             "scale": np.array([self.center, self.spread]),
         }
@@ -257,7 +275,11 @@ class AttentionPooling:
 
 
 def fit_attention(
-    examples: Sequence[Example], *, seed: int, options: AttentionOptions | None = None
+    examples: Sequence[Example],
+    times: NDArray[np.int64] | None = None,
+    *,
+    seed: int,
+    options: AttentionOptions | None = None,
 ) -> AttentionPooling:
     """Train ``MEMBERS`` attention networks on the indices of slides.
 
@@ -265,12 +287,14 @@ def fit_attention(
 
     Parameters
     ----------
+    times
+        How often each feature counts; see ``Standard``.
     seed
         Of first weights, dropout and who sees which patient.
     """
     options = options or AttentionOptions()
     known = [one for one in examples if np.isfinite(one.slide_target) and len(one)]
-    standard, weight = standard_of(known), patient_weights(known)
+    standard, weight = standard_of(known, times), patient_weights(known)
     components = _components(np.concatenate([standard(one.inputs) for one in known]), options.components)
     target = np.array([one.slide_target for one in known])
     center = float(np.average(target, weights=weight))
@@ -343,5 +367,5 @@ def attention_of(arrays: dict[str, NDArray[Any]]) -> AttentionPooling:
     networks = GatedAttention(members, features, hidden, 0.0)
     networks.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
     center, spread = arrays["scale"]
-    standard = Standard(arrays["mean"], arrays["deviation"])
+    standard = Standard.from_arrays(arrays)
     return AttentionPooling(standard, arrays["components"], networks.eval(), float(center), float(spread))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,13 @@ from ki67.errors import ConfigError
 from ki67.prediction.cross_validation import CrossValidation, cross_validate
 from ki67.prediction.ensemble import load_ensemble
 from ki67.prediction.evaluation import within_folds
-from ki67.prediction.examples import line_of_unseen
+from ki67.prediction.examples import Example, Model, line_of_unseen
 from ki67.prediction.folder_scores import evaluate_folder, evaluation_pictures, prediction_table
+from ki67.prediction.forest import fit_forest, forest_of
 from ki67.prediction.methods import LEVELS, PredictOptions, fit, prepare, restore
 from ki67.prediction.patch_networks import build_network
 from ki67.prediction.patch_pairs import PatchPairs, write_patch_pairs
+from ki67.prediction.pooling import fit_mean_pooling, mean_pooling_of
 from ki67.prediction.training import train_prediction
 from tests.unit.drawn_examples import drawn_slide, drawn_slides
 
@@ -65,6 +67,30 @@ def test_a_method_that_learned_nothing_is_hardly_worse_than_the_mean(method: str
         others = [slides["index"][slides["fold"] != fold].mean() for fold in slides["fold"]]
         ratios.append((slides["predicted"] - slides["index"]).abs().mean() / (others - slides["index"]).abs().mean())
     assert np.mean(ratios) < 1.1
+
+
+@pytest.mark.parametrize("fitted", [lambda *args: fit_forest(*args, trees=20, seed=0), fit_mean_pooling])
+def test_a_few_features_that_count_more_often_are_not_drowned_by_many(fitted: Callable[..., Model]) -> None:
+    random = np.random.default_rng(3)
+    examples = [_of_features(random, number) for number in range(60)]
+    learned, told = examples[:30], examples[30:]
+    target = np.array([one.slide_target for one in told])
+    times = np.repeat([1, 200], [200, 1])
+    once, often = (fitted(learned, of) for of in (None, times))
+    errors = [np.mean([(model.answer(one).odds - one.slide_target) ** 2 for one in told]) for model in (once, often)]
+    assert errors[1] < 0.5 * errors[0]
+    assert errors[1] < 0.5 * target.var()
+    back = forest_of(often.arrays(), 201) if "roots" in often.arrays() else mean_pooling_of(often.arrays())
+    assert [back.answer(one).odds for one in told] == [often.answer(one).odds for one in told]
+
+
+def _of_features(random: np.random.Generator, number: int) -> Example:
+    """A slide of which the last of 201 features tells the index, with noise."""
+    odds = float(random.normal())
+    inputs = random.normal(size=(8, 201)) + random.normal(size=201)
+    inputs[:, -1] = odds + 0.3 * random.normal(size=8)
+    shown = np.full(8, odds)
+    return Example(f"S{number}", f"P{number}", inputs.astype(np.float32), np.ones(8), shown, 50 * np.ones(8), odds, 1.0)
 
 
 @pytest.mark.parametrize("rise", [-0.7, 0.0, 0.7])
