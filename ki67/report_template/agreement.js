@@ -92,10 +92,14 @@ function measureTable(measures, caption) {
     if (IN_PERCENT.has(name)) return percent(value, 0);
     return IN_POINTS.has(name) ? points(value).replace("+", name === "rmse" || name === "mae" ? "" : "+") : value.toFixed(2);
   };
+  // A reason that several measures share stands once, below.
+  const reasons = Object.values(measures).filter(({ value }) => !isNumber(value)).map(({ reason }) => reason ?? "");
+  const shared = [...new Set(reasons)].filter((reason) => reason && reasons.filter((one) => one === reason).length > 1);
   return h("table", { class: "pairs" }, h("caption", {}, caption),
     h("tbody", {}, Object.entries(measures).map(([name, { value, low, high, reason }]) => {
       const interval = isNumber(low) && isNumber(high) ? `${words(name, low).replace(" points", "").replace(" %", "")} to ${words(name, high).replace(" points", "").replace(" %", "")}` : "";
-      return h("tr", {}, h("th", { scope: "row" }, MEASURE_WORDS[name] ?? name.replaceAll("_", " ")), h("td", {}, words(name, value)), h("td", { class: "quiet" }, interval || (isNumber(value) ? "" : reason ?? "")));
+      return h("tr", {}, h("th", { scope: "row" }, MEASURE_WORDS[name] ?? name.replaceAll("_", " ")), h("td", {}, words(name, value)), h("td", { class: "quiet" }, interval || (isNumber(value) || shared.includes(reason) ? "" : reason ?? "")));
     })),
+    shared.length ? h("tfoot", {}, shared.map((reason) => h("tr", {}, h("td", { class: "quiet", colspan: "3" }, `–: ${reason}`)))) : null,
   );
 }

@@ -16,6 +16,8 @@ import yaml
 
 from benchmarks.browser import CHROMIUM, DRIVER, seconds_to_open, start_browser
 from benchmarks.report_size import drawn_page, drawn_records, write_report
+from ki67.agreement_tables import cohort_agreement
+from ki67.index import CUTOFFS, category_names
 from ki67.report import ReportSettings, prediction_data, report_html
 from ki67.report_pictures import PLOT, picture
 from ki67.sheet import add_scores, read_rows
@@ -194,6 +196,19 @@ def test_predictions_are_in_a_section_of_their_own(browser: Callable[..., Page],
     assert "31.4" not in words
     start_blind(page)
     assert page.all("#prediction") == []
+
+
+def test_why_two_slides_are_too_few_stands_once(browser: Callable[..., Page], tmp_path: Path) -> None:
+    records = drawn_records(2)
+    agreement = cohort_agreement(pd.DataFrame([{**one, "reference_index_bo": None} for one in records]))
+    page = {"overview": None, "heatmaps": [], "registration": None, "fields": [], "absent": {}}
+    path = tmp_path / "report.html"
+    path.write_text(report_html(records, [page] * 2, ReportSettings(CUTOFFS, category_names(), agreement)), "utf-8")
+    shown = browser()
+    shown.open(path)
+    words = shown.one("section.card table.pairs").text
+    assert words.count("needs at least 3 slides") == 1
+    assert words.splitlines()[-1].startswith("–: needs at least 3 slides")
 
 
 def test_a_report_without_predictions_says_nothing_of_them(browser: Callable[..., Page], cohort: Path) -> None:
