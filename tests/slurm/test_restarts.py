@@ -1,4 +1,4 @@
-"""Runs on a cluster that are stopped and started again; minutes long, so only on demand."""
+"""A cohort on a cluster, and runs that are stopped and started again; minutes long, so only on demand."""
 
 from __future__ import annotations
 
@@ -7,13 +7,25 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import job_counts
+from tests.conftest import GOOD, Finished, job_counts
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import Submitter
 
 pytestmark = [pytest.mark.usefixtures("shipped_networks", "cluster"), pytest.mark.cluster]
 
 ROWS = ("B6 | blank.tif | | 0.5 | |", "B7 | blank.tif | | 0.5 | |")
+
+
+def test_a_cohort_has_the_bytes_of_a_local_run(submitter: Submitter, scored: Finished, tmp_path: Path) -> None:
+    workflow = submitter.folder(tmp_path / "run", *GOOD)
+    submitter.start(workflow).finish()
+    results, local = workflow.folder / "results", scored.workflow.folder / "results"
+    names = ["cohort/cohort.csv", "cohort/patients.csv"]
+    names += [path.relative_to(local).as_posix() for path in local.glob("*/nuclei.parquet")]
+    names += [path.relative_to(local).as_posix() for path in local.glob("*/nuclei.geojson.gz")]
+    assert len(names) == 2 + 2 * len(GOOD)
+    for name in names:
+        assert (results / name).read_bytes() == (local / name).read_bytes(), name
 
 
 def test_one_slide_by_name_then_everything_cancelled_then_the_rest(
