@@ -74,8 +74,17 @@ def draw_pair(folder: Path, area_mm2: float, seed: int, factor: float, index: fl
 def run(folder: Path, chosen: argparse.Namespace) -> None:
     """Everything from slides to predictions, by one command."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)]
-    command += ["--cores", str(chosen.cores), "--quiet", "all", "--config", "slides=slides.tsv"]
-    command += [f"predict={json.dumps({'method': chosen.method, 'folds': FOLDS})}"]
+    settings = {"slides": "slides.tsv", "predict": {"method": chosen.method, "folds": FOLDS}}
+    (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML as well
+    command += [
+        "--cores",
+        str(chosen.cores),
+        "--quiet",
+        "rules",
+        "progress",
+        "--configfile",
+        str(folder / "settings.json"),
+    ]
     found = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if found.returncode:
         raise SystemExit(found.stdout)

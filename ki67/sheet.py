@@ -20,6 +20,8 @@ from ki67.errors import STAIN_NAMES, ConfigError, Stain
 STAINS: tuple[Stain, Stain] = ("he", "ki67")
 RESERVED_IDS = frozenset({"all", "cohort", "logs", "patients", "report"})
 COMMENT = "#"
+_TEXT_HINT = "; within the braces of --config numbers are text, so write it into a file and name that with --configfile"
+_QUOTED = re.compile(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?|true|false|null", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -371,7 +373,13 @@ def _sentence(error: Any, *, name: str) -> str:
     if error.validator == "required":
         missing = next(one for one in error.validator_value if one not in error.instance)
         return f"{name}: {key + '.' if key else ''}{missing} is missing; write {_expected(_property(error, missing))}"
-    return f"{name}: {key or 'the whole'} is {error.instance!r}; write {_expected(error.schema)}"
+    hint = _TEXT_HINT if "." in key and _is_quoted(error.instance) else ""
+    return f"{name}: {key or 'the whole'} is {error.instance!r}; write {_expected(error.schema)}{hint}"
+
+
+def _is_quoted(value: Any) -> bool:
+    """Whether a value is a text that would be a number, true, false or null without its quotation marks."""
+    return isinstance(value, str) and bool(_QUOTED.fullmatch(value))
 
 
 def _property(error: Any, key: str) -> Mapping[str, Any]:

@@ -172,6 +172,11 @@ def test_settings_of_a_section_go_before_the_defaults_key_by_key() -> None:
             "unknown key 'batch_sise' in section network of config.yaml; did you mean 'batch_size'?",
         ),
         ({"network": {"batch_size": 0}}, "config.yaml: network.batch_size is 0; write a whole number from 1 to 1024"),
+        (
+            {"network": {"batch_size": "4"}},
+            "config.yaml: network.batch_size is '4'; write a whole number from 1 to 1024; within the braces of --config "
+            "numbers are text, so write it into a file and name that with --configfile",
+        ),
         ({"tumor": {"threshold": 2}}, "config.yaml: tumor.threshold is 2; write a number or nothing from 0 to 1"),
         ({"index": None}, "config.yaml: index is None; write a section of keys"),
     ],
