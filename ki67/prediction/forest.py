@@ -85,15 +85,15 @@ def fit_forest(
     grown = []
     for number in range(trees):
         drawn = np.random.default_rng([seed, number])
-        times = np.bincount(drawn.integers(len(patients), size=len(patients)), minlength=len(patients))
+        often = np.bincount(drawn.integers(len(patients), size=len(patients)), minlength=len(patients))
         tree = DecisionTreeRegressor(
             max_features="sqrt", min_samples_leaf=LEAF_PATCHES, random_state=int(drawn.integers(2**31))
         )
-        chosen = times[learned.patient] > 0
-        weight = (learned.weight * times[learned.patient])[chosen]
+        chosen = often[learned.patient] > 0
+        weight = (learned.weight * often[learned.patient])[chosen]
         grown.append(tree.fit(inputs[chosen], learned.target[chosen], sample_weight=weight).tree_)
         for place, example in enumerate(examples):
-            if times[patients.index(example.patient)] == 0 and len(example):
+            if often[patients.index(example.patient)] == 0 and len(example):
                 said[place] += tree.predict(seen[place])
                 heard[place] += 1
     unseen = [(e, s / h) for e, s, h in zip(examples, said, heard, strict=True) if h]

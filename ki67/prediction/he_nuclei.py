@@ -83,8 +83,24 @@ def _smoothed(patch: NDArray[np.uint8], stain: SlideStain, mpp: float) -> NDArra
 
 
 def _count_peaks(smooth: NDArray[np.float32], amount: float, mpp: float) -> int:
-    """Peaks above a limit; a flat one counts once."""
-    radius = max(1, round(APART_UM / mpp))
+    return int(numbered_peaks(smooth, amount, APART_UM / mpp).max())
+
+
+def numbered_peaks(values: NDArray[np.float32], above: float, apart_px: float) -> NDArray[np.int32]:
+    """Peaks that are above a value, none within a distance of a higher one; a flat one is one.
+
+    Parameters
+    ----------
+    values
+        float32 ``(h, w)``.
+    above, apart_px
+        The value and the distance, at least a pixel.
+
+    Returns
+    -------
+    int32 ``(h, w)``: 0 where there is no peak, else the number of the peak from 1.
+    """
+    radius = max(1, round(apart_px))
     disc: Any = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    peaks = (smooth >= cv2.dilate(smooth, disc)) & (smooth > amount)
-    return int(cv2.connectedComponents(peaks.astype(np.uint8), connectivity=8)[0]) - 1
+    peaks = (values >= cv2.dilate(values, disc)) & (values > above)
+    return np.asarray(cv2.connectedComponents(peaks.astype(np.uint8), connectivity=8)[1], np.int32)

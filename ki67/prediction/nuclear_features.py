@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ki67.prediction.he_nuclei import nucleus_limit
+from ki67.prediction.he_nuclei import nucleus_limit, numbered_peaks
 from ki67.prediction.slide_stain import stain_amounts
 
 NUCLEAR_FEATURES = (
@@ -91,12 +91,9 @@ def _of_patch(hematoxylin: Floats, limit: float, mpp: float) -> NDArray[np.float
 def _radii_um(nuclear: NDArray[np.uint8], mpp: float) -> NDArray[np.float64]:
     """Radii of the largest discs in a mask, one for each nucleus even where some touch."""
     depth = np.asarray(cv2.distanceTransform(nuclear, cv2.DIST_L2, cv2.DIST_MASK_5), np.float32)
-    radius = max(1, round(_APART_UM / mpp))
-    disc: Any = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    peaks = (depth >= cv2.dilate(depth, disc)) & (depth * mpp >= LEAST_RADIUS_UM)
-    count, numbers = cv2.connectedComponents(peaks.astype(np.uint8), connectivity=8)
-    highest = np.zeros(count)
-    np.maximum.at(highest, np.asarray(numbers, np.int64)[peaks], depth[peaks])
+    numbers = numbered_peaks(depth, LEAST_RADIUS_UM / mpp, _APART_UM / mpp)
+    highest = np.zeros(numbers.max() + 1)
+    np.maximum.at(highest, numbers, depth)
     return highest[1:] * mpp
 
 

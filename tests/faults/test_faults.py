@@ -178,7 +178,8 @@ def test_a_run_killed_in_every_stage_goes_on_where_it_was(unscored: Cohort) -> N
         log = unscored.folder / "logs" / stage / ("G1.log" if stage in STAGES else f"{stage}.log")
         before = set(unscored.folder.glob("results/*/*.json"))
         finished = {path: path.read_bytes() for path in before}
-        with unscored.workflow.started("--cores", "1", *SHEET) as run:
+        assert not log.exists()  # no earlier run came to this stage, whatever the order of jobs
+        with unscored.workflow.started("--cores", "1", "--until", stage, *SHEET) as run:
             wait_for(log.exists, run)
             kill_all(unscored.folder)
             assert run.wait(timeout=60) == -signal.SIGKILL
