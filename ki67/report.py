@@ -179,6 +179,7 @@ def prediction_data(
             {"level": level, "name": name, **score} for level, one in levels for name, score in one["scores"].items()
         ],
         "slides": evaluation["out_of_fold"],
+        "notes": evaluation["notes"],
         "predicted": [{name: one[name] for name in shown} for one in predicted],
         "pictures": {name: pictures[name] for name in kept},
     }

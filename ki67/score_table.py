@@ -12,12 +12,15 @@ def score_cell(value: float | None, interval: Sequence[float | None] | None, dig
 
     >>> score_cell(0.8123, [0.75, 0.9], 2)
     '0.81 (0.75-0.90)'
+    >>> score_cell(0.21, [-0.5, 0.77], 2)
+    '0.21 (-0.50 to 0.77)'
     """
     if value is None or np.isnan(value):
         return ""
     low, high = interval or (None, None)
-    limits = "" if low is None or high is None else f" ({low:.{digits}f}-{high:.{digits}f})"
-    return f"{value:.{digits}f}{limits}"
+    if low is None or high is None:
+        return f"{value:.{digits}f}"
+    return f"{value:.{digits}f} ({low:.{digits}f}{' to ' if low < 0 else '-'}{high:.{digits}f})"
 
 
 def markdown_table(rows: Sequence[dict[str, str]]) -> str:

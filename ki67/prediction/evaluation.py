@@ -21,6 +21,7 @@ from ki67.bootstrap import percentile_intervals
 from ki67.categories import CUTOFFS, category_names, category_of
 from ki67.errors import ConfigError
 from ki67.intervals import wilson_interval
+from ki67.prediction.conformal import PATIENTS_FOR_LIMITS
 from ki67.prediction.splits import patient_key
 
 if TYPE_CHECKING:
@@ -173,10 +174,10 @@ def scored(statistics: Statistics, patients: Sequence[str]) -> dict[str, dict[st
         len(places), lambda drawn: statistics(np.concatenate([places[number] for number in drawn]))
     )
     nothing = [float("nan"), float("nan")]
-    return {
-        name: {"value": value, "low": limits.get(name, nothing)[0], "high": limits.get(name, nothing)[1]}
-        for name, value in statistics(np.arange(len(keys))).items()
-    }
+    found = statistics(np.arange(len(keys)))
+    # Slides drawn twice may fill a fold that is too small; what has no value has no interval.
+    told = {name: limits.get(name, nothing) if np.isfinite(value) else nothing for name, value in found.items()}
+    return {name: {"value": value, "low": told[name][0], "high": told[name][1]} for name, value in found.items()}
 
 
 def evaluate_patches(patches: pandas.DataFrame, slides: pandas.DataFrame) -> dict[str, Any] | None:
@@ -238,7 +239,8 @@ def evaluate_prediction(
     Returns
     -------
     dict
-        ``slide`` (``evaluate_slides``), ``patch`` (``evaluate_patches``, perhaps None) and ``cutoffs``.
+        ``slide`` (``evaluate_slides``), ``patch`` (``evaluate_patches``, perhaps None), ``cutoffs`` and ``notes``, what
+        to know of scores that the slides are too few for, a sentence each.
 
     Raises
     ------
@@ -247,11 +249,29 @@ def evaluate_prediction(
     """
     if not slides["predicted"].notna().any():
         raise ConfigError("the models said nothing of any slide, so there is nothing to evaluate; look at the pairs")
+    of_slides = evaluate_slides(slides, cutoffs)
     return {
-        "slide": evaluate_slides(slides, cutoffs),
+        "slide": of_slides,
         "patch": evaluate_patches(patches, slides),
         "cutoffs": list(cutoffs),
+        "notes": _notes(of_slides),
     }
+
+
+def _notes(of_slides: Mapping[str, Any]) -> list[str]:
+    """What to know of scores that the slides are too few for."""
+    notes = []
+    if not np.isfinite(of_slides["scores"].get("spearman", {"value": float("nan")})["value"]):
+        notes.append(
+            f"A correlation of slides needs a fold with at least {FEWEST_SLIDES} of them whose index differs; add "
+            "pairs or lower predict.folds."
+        )
+    if of_slides["patients"] < PATIENTS_FOR_LIMITS:
+        notes.append(
+            f"With {of_slides['patients']} patients a 95 % interval of a slide takes in everything; it has limits from "
+            f"{PATIENTS_FOR_LIMITS} patients on."
+        )
+    return notes
 
 
 def score_lines(record: Mapping[str, Any]) -> list[tuple[str, str, dict[str, float]]]:

@@ -49,7 +49,7 @@ def evaluation_pictures(folder: Path, record: Mapping[str, Any]) -> dict[str, ND
 
 
 def prediction_table(record: Mapping[str, Any]) -> str:
-    """All scores of a record of ``evaluate_folder`` as a table of Markdown."""
+    """All scores of a record of ``evaluate_folder`` as a table of Markdown, with its notes below."""
     rows = [
         {
             "level": level,
@@ -58,4 +58,4 @@ def prediction_table(record: Mapping[str, Any]) -> str:
         }
         for level, name, score in score_lines(record)
     ]
-    return markdown_table(rows)
+    return "\n".join([markdown_table(rows), *(f"{note}\n" for note in record["notes"])])

@@ -32,7 +32,7 @@ function predictionSection() {
     h("p", {}, `A model that learned from ${count(found.model.slides)} slides of ${count(found.model.patients)} patients with both stains. The plot and the scores are of slides that it had not seen.`),
     h("div", { class: "agreement" },
       h("figure", {}, h("figcaption", {}, "Predicted against measured index"), frame),
-      h("div", { class: "measures" }, predictionTable(found.scores.filter((one) => one.level === "slide"), "Slides, with 95 % intervals"), predictionTable(found.scores.filter((one) => one.level === "patch"), "Patches"))),
+      h("div", { class: "measures" }, predictionTable(found.scores.filter((one) => one.level === "slide"), "Slides, with 95 % intervals"), found.notes.map((note) => h("p", { class: "quiet" }, note)), predictionTable(found.scores.filter((one) => one.level === "patch"), "Patches"))),
     h("details", { class: "prediction-pictures" }, h("summary", {}, "Pictures of patches and correlations"),
       Object.entries(found.pictures).map(([name, picture]) => pictureFrame(picture, PREDICTION_PICTURES[name]))),
     predictedSlides(found.predicted));

@@ -158,6 +158,7 @@ def predicted(tmp_path: Path) -> Path:
         "model": {"method": "mean_pooling", "marker": "Ki-67", "sha256": "ab", "slides": 10, "patients": 9},
         "slide": {"scores": {"spearman": score, "mae": {"value": 0.052, "low": 0.04, "high": 0.07}}},
         "patch": None,
+        "notes": ["With 9 patients nothing is narrow."],
         "out_of_fold": [
             {"slide": one["slide"], "index": 0.2, "predicted": 0.25, "predicted_low": 0.1, "predicted_high": 0.45}
             for one in records[2:]
@@ -187,6 +188,7 @@ def test_predictions_are_in_a_section_of_their_own(browser: Callable[..., Page],
     assert "20.0 to 50.0 %" in rows[0]
     assert rows[1].endswith("too few")
     assert "0.40 to 0.88" in section.text
+    assert [note.text for note in page.all("#prediction .measures p")] == ["With 9 patients nothing is narrow."]
     assert "5.2 points" in section.text
     assert len(page.all("#prediction svg.plot circle.dot")) == 10
     page.one("#prediction summary").click()

@@ -9,6 +9,7 @@ from scipy.stats import spearmanr
 
 from ki67.errors import ConfigError
 from ki67.prediction.cohort_columns import with_predictions
+from ki67.prediction.conformal import left_out_limits
 from ki67.prediction.evaluation import (
     evaluate_patches,
     evaluate_prediction,
@@ -122,6 +123,24 @@ def test_slides_of_one_patient_count_as_one_in_the_intervals() -> None:
     one, three = (evaluate_slides(one)["scores"]["mae"] for one in (once, thrice.reset_index(drop=True)))
     assert three["value"] == pytest.approx(one["value"])
     assert three["high"] - three["low"] == pytest.approx(one["high"] - one["low"], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("count", "folds", "told_of"),
+    [(10, 5, ["fold with at least 3", "10 patients"]), (12, 3, ["12 patients"]), (20, 5, [])],
+)
+def test_what_the_slides_are_too_few_for_is_said(count: int, folds: int, told_of: list[str]) -> None:
+    index = np.linspace(0.05, 0.6, count)
+    slides = table(index, index, folds=folds)
+    record = evaluate_prediction(slides, patches_of(slides, 1, 1))
+    assert len(record["notes"]) == len(told_of)
+    assert all(words in note for words, note in zip(told_of, record["notes"], strict=True))
+    score = record["slide"]["scores"]["spearman"]
+    assert len({bool(np.isfinite(one)) for one in score.values()}) == 1
+    assert bool(np.isfinite(score["value"])) == (count > 10)
+    # What the report calls too few patients is what the intervals themselves hold to be too few.
+    low, _ = left_out_limits(index, index, slides["patient"].tolist())
+    assert bool(np.isfinite(low).all()) == (count >= 20)
 
 
 def test_slides_without_a_prediction_are_counted_apart() -> None:

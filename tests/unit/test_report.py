@@ -146,6 +146,7 @@ def test_predictions_are_apart_from_measured_indices() -> None:
         "model": {"method": "forest", "marker": "Ki-67", "sha256": "ab", "slides": 40, "patients": 38},
         "slide": {"scores": {"spearman": score}},
         "patch": None,
+        "notes": [],
         "out_of_fold": [{"slide": "S1", "index": 0.15, "predicted": 0.2, "predicted_low": 0.1, "predicted_high": 0.4}],
     }
     told = {"predicted_index": 0.31, "predicted_low": 0.2, "predicted_high": 0.5, "reason": "", "seconds": 2}
