@@ -101,7 +101,7 @@ def told(folder: Path, truth: dict[str, float], method: str) -> str:
                 "slide": slide,
                 "true index": f"{truth[slide]:.3f}",
                 "predicted": found["predicted_index"] or "none",
-                "interval": f"{found['predicted_low']} to {found['predicted_high']}",
+                "interval": " to ".join(filter(None, [found["predicted_low"], found["predicted_high"]])),
                 "why not": found["predicted_reason"],
             }
         )
