@@ -85,6 +85,9 @@ def _tumor_pixels(pixels: NDArray[np.bool_], factor: int, shape: tuple[int, ...]
     """Mask pixels of tumour in each of so many cells of ``factor`` x ``factor``, some beyond the lower right edge."""
     import dask.array as da
 
+    least = WINDOW_CELLS * factor
+    if min(pixels.shape) < least:  # dask pads in blocks no larger than what there is: thousands for a single pixel
+        pixels = np.pad(pixels, [(0, max(0, least - size)) for size in pixels.shape])
     blocks = da.from_array(pixels, chunks=_CHUNK_CELLS * factor)
     lacking = [(0, cells * factor - size) for cells, size in zip(shape, pixels.shape, strict=True)]
     padded = da.pad(blocks, lacking).rechunk(_CHUNK_CELLS * factor)
