@@ -76,15 +76,8 @@ def run(folder: Path, chosen: argparse.Namespace) -> None:
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)]
     settings = {"slides": "slides.tsv", "predict": {"method": chosen.method, "folds": FOLDS}}
     (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML as well
-    command += [
-        "--cores",
-        str(chosen.cores),
-        "--quiet",
-        "rules",
-        "progress",
-        "--configfile",
-        str(folder / "settings.json"),
-    ]
+    command += ["--cores", str(chosen.cores), "--quiet", "rules", "progress"]
+    command += ["--configfile", str(folder / "settings.json")]
     found = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if found.returncode:
         raise SystemExit(found.stdout)

@@ -17,7 +17,7 @@ from ki67.prediction.splits import patient_key
 MISSED = 0.05
 """Share of slides that an interval misses, about."""
 PATIENTS_FOR_LIMITS = round(1 / MISSED)
-"""From so many patients on intervals have limits, those of the training slides themselves included."""
+"""From so many patients on training slides have limits, each from the others; new slides from one patient fewer on."""
 
 Floats = NDArray[np.float64]
 

@@ -268,8 +268,8 @@ def _notes(of_slides: Mapping[str, Any]) -> list[str]:
         )
     if of_slides["patients"] < PATIENTS_FOR_LIMITS:
         notes.append(
-            f"With {of_slides['patients']} patients a 95 % interval of a slide takes in everything; it has limits from "
-            f"{PATIENTS_FOR_LIMITS} patients on."
+            f"With {of_slides['patients']} patients the 95 % intervals of these slides take in everything; they have "
+            f"limits from {PATIENTS_FOR_LIMITS} patients on."
         )
     return notes
 
